@@ -1,0 +1,279 @@
+"""The concept card: what is to be removed, and the texts that it is made, chosen and judged on."""
+
+import logging
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from tars_lens.errors import TarsError, unknown
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A prompt, and the text that a model which knows would write next.
+
+    Attributes:
+        prompt: The text before the answer.
+        answer: What should come next; `""` in a forward probe, where it is the card's answer.
+        language: ISO 639-1 code, of multilingual probes only.
+    """
+
+    prompt: str
+    answer: str = ""
+    language: str = ""
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """One split of a card's probes: `validation` (chosen on) or `probes` (reported)."""
+
+    forward: tuple[Probe, ...] = ()
+    reverse: tuple[Probe, ...] = ()
+    neighbour: tuple[Probe, ...] = ()
+    multilingual: tuple[Probe, ...] = ()
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A concept card.
+
+    Attributes:
+        name: What the concept is called in reports.
+        answer: What must no longer be said; tried with and without a leading space.
+        prompt: The detailed prompt, whose next text is the answer.
+        aliases: Further surface forms of the answer.
+        names: How texts name the concept; the card's name where the card gives none.
+        substitute: Another of its kind, for the floor of a reverse probe; `""` where there is none.
+        prompts: More text to make the vector from.
+        contrast: Near things to leave alone, for making the vector.
+        validation: Probes that settings are chosen on.
+        probes: Probes that are reported; nothing is ever chosen on them.
+        key: The file's stem, a name for files.
+    """
+
+    name: str
+    answer: str
+    prompt: str
+    aliases: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    substitute: str = ""
+    prompts: tuple[str, ...] = ()
+    contrast: tuple[Probe, ...] = ()
+    validation: ProbeSet = field(default_factory=ProbeSet)
+    probes: ProbeSet = field(default_factory=ProbeSet)
+    key: str = ""
+
+    @property
+    def concept_prompts(self) -> tuple[str, ...]:
+        """The detailed prompt and the further ones, in the card's order."""
+        return (self.prompt, *self.prompts)
+
+    @property
+    def surface_forms(self) -> tuple[str, ...]:
+        """The answer and its aliases."""
+        return (self.answer, *self.aliases)
+
+    @classmethod
+    def load(cls, source: str | Path) -> "Concept":
+        """Loads a built-in card by name, or any card by path.
+
+        Raises:
+            TarsError: No such card, or a malformed one (names the key and the file).
+        """
+        path = Path(source)
+        if path.suffix == ".toml" or path.is_file():
+            try:
+                text = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise TarsError(f"cannot read the concept card {str(path)!r}: {error}.") from error
+            return cls.parse(text, where=str(path), key=path.stem)
+        if str(source) not in builtin_concepts():
+            raise unknown(
+                "concept", str(source), builtin_concepts(), "A path to a card (.toml) works too."
+            )
+        file = resources.files("tars_lens") / "concepts" / f"{source}.toml"
+        return cls.parse(file.read_text(encoding="utf-8"), where=f"{source}.toml", key=str(source))
+
+    @classmethod
+    def parse(cls, text: str, *, where: str = "card", key: str = "") -> "Concept":
+        """Reads a card from TOML text; `where` and `key` name it in errors and in files.
+
+        Raises:
+            TarsError: Not TOML, an unknown or missing key, a wrong type, or empty text.
+        """
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise TarsError(f"{where} is not TOML: {error}.") from error
+        return cls.from_dict(table, where=where, key=key)
+
+    @classmethod
+    def from_dict(cls, table: dict[str, Any], *, where: str = "card", key: str = "") -> "Concept":
+        """Validates a card that has been read; the inverse of `to_dict`."""
+        read = _Reader(where)
+        read.keys(table, _CARD_KEYS, required=("name", "answer", "prompt"), at="")
+        name = read.text(table["name"], "name")
+        concept = cls(
+            name=name,
+            answer=read.text(table["answer"], "answer"),
+            prompt=read.text(table["prompt"], "prompt"),
+            aliases=read.texts(table.get("aliases", []), "aliases"),
+            names=read.texts(table.get("names", []), "names") or (name,),
+            substitute=read.text(table["substitute"], "substitute")
+            if "substitute" in table
+            else "",
+            prompts=read.texts(table.get("prompts", []), "prompts"),
+            contrast=read.probes(table.get("contrast", []), "contrast", ("prompt", "answer")),
+            validation=read.split(table.get("validation", {}), "validation"),
+            probes=read.split(table.get("probes", {}), "probes"),
+            key=key or _key(name),
+        )
+        _check_neighbours(concept, where)
+        return _without_repeats(concept, where)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The card as plain values, without what is empty."""
+        table = {k: v for k, v in asdict(self).items() if k != "key" and v}
+        for split in ("validation", "probes"):
+            kinds = {kind: _rows(kind, rows) for kind, rows in table.pop(split, {}).items() if rows}
+            if kinds:
+                table[split] = kinds
+        if "contrast" in table:
+            table["contrast"] = _rows("contrast", table["contrast"])
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in table.items()}
+
+
+def builtin_concepts() -> tuple[str, ...]:
+    """The names of the cards that come with the package, sorted."""
+    folder = resources.files("tars_lens") / "concepts"
+    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml")))
+
+
+def forms_in(text: str, forms: Iterable[str]) -> list[str]:
+    """The surface forms that `text` contains, in any case and as whole words.
+
+    Scripts that write without spaces have no word edges; there any occurrence counts.
+    """
+    return [form for form in forms if re.search(_pattern(form), text, re.IGNORECASE)]
+
+
+def substituted(text: str, forms: Iterable[str], substitute: str) -> str:
+    """`text` with every occurrence of a form, the longest first, replaced by `substitute`."""
+    ordered = sorted(set(forms), key=len, reverse=True)
+    pattern = "|".join(_pattern(form) for form in ordered)
+    return re.sub(pattern, lambda _: substitute, text, flags=re.IGNORECASE)
+
+
+def _pattern(form: str) -> str:
+    left = r"(?<!\w)" if form[:1] < "\u2e80" else ""
+    right = r"(?!\w)" if form[-1:] < "\u2e80" else ""
+    return f"{left}{re.escape(form)}{right}"
+
+
+_CARD_KEYS = tuple(f.name for f in fields(Concept) if f.name != "key")
+_SPLIT_KEYS = tuple(f.name for f in fields(ProbeSet))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Checks a card's values, naming the key and the file in every error."""
+
+    where: str
+
+    def fail(self, at: str, problem: str) -> TarsError:
+        return TarsError(f"{self.where}: key {at!r} {problem}")
+
+    def keys(
+        self, table: Any, allowed: tuple[str, ...], *, required: tuple[str, ...], at: str
+    ) -> None:
+        if not isinstance(table, dict):
+            raise self.fail(at, f"must be a table, got {type(table).__name__}.")
+        prefix = f"{at}." if at else ""
+        for key in table:
+            if key not in allowed:
+                raise self.fail(prefix + key, f"is unknown; allowed: {', '.join(allowed)}.")
+        for key in required:
+            if key not in table:
+                raise self.fail(prefix + key, "is required.")
+
+    def text(self, value: Any, at: str) -> str:
+        if not isinstance(value, str):
+            raise self.fail(at, f"must be text, got {type(value).__name__}.")
+        if not value.strip():
+            raise self.fail(at, "is empty.")
+        return value
+
+    def array(self, value: Any, at: str) -> list[Any]:
+        if not isinstance(value, list):
+            raise self.fail(at, f"must be an array, got {type(value).__name__}.")
+        return value
+
+    def texts(self, value: Any, at: str) -> tuple[str, ...]:
+        return tuple(self.text(v, f"{at}[{i}]") for i, v in enumerate(self.array(value, at)))
+
+    def probes(self, value: Any, at: str, keys: tuple[str, ...]) -> tuple[Probe, ...]:
+        rows = []
+        for i, row in enumerate(self.array(value, at)):
+            here = f"{at}[{i}]"
+            self.keys(row, keys, required=keys, at=here)
+            rows.append(Probe(**{key: self.text(row[key], f"{here}.{key}") for key in keys}))
+        return tuple(rows)
+
+    def split(self, table: Any, at: str) -> ProbeSet:
+        self.keys(table, _SPLIT_KEYS, required=(), at=at)
+        pair = ("prompt", "answer")
+        return ProbeSet(
+            forward=tuple(Probe(t) for t in self.texts(table.get("forward", []), f"{at}.forward")),
+            reverse=self.probes(table.get("reverse", []), f"{at}.reverse", pair),
+            neighbour=self.probes(table.get("neighbour", []), f"{at}.neighbour", pair),
+            multilingual=self.probes(
+                table.get("multilingual", []), f"{at}.multilingual", ("language", *pair)
+            ),
+        )
+
+
+def _without_repeats(concept: Concept, where: str) -> Concept:
+    """Drops reported probes that the card also makes the vector from or chooses on, and says so."""
+    used = set(concept.concept_prompts) | {p.prompt for p in concept.contrast}
+    used |= {p.prompt for kind in _SPLIT_KEYS for p in getattr(concept.validation, kind)}
+    kept = {}
+    for kind in _SPLIT_KEYS:
+        probes = getattr(concept.probes, kind)
+        kept[kind] = tuple(p for p in probes if p.prompt not in used)
+        for probe in probes:
+            if probe.prompt in used:
+                logger.warning(
+                    "%s: probes.%s repeats %r, which the card also makes the vector from or "
+                    "chooses on; it is not reported.",
+                    where,
+                    kind,
+                    probe.prompt,
+                )
+    return replace(concept, probes=ProbeSet(**kept))
+
+
+def _check_neighbours(concept: Concept, where: str) -> None:
+    """Refuses a neighbour prompt that names the concept."""
+    for split, probes in (("validation", concept.validation), ("probes", concept.probes)):
+        for i, probe in enumerate(probes.neighbour):
+            if named := forms_in(probe.prompt, concept.names):
+                raise TarsError(
+                    f"{where}: key '{split}.neighbour[{i}]' names the concept ({named[0]!r}); "
+                    "a neighbour probe must not."
+                )
+
+
+def _rows(kind: str, probes: Any) -> list[Any]:
+    if kind == "forward":
+        return [p["prompt"] for p in probes]
+    return [{k: v for k, v in p.items() if v} for p in probes]
+
+
+def _key(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name.lower())

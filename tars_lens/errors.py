@@ -1,0 +1,27 @@
+"""The one exception that a user's mistake raises."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TarsError(ValueError):
+    """A user's mistake: says what was given, what is allowed and what to do about it.
+
+    The commands print its text as one plain message and exit with code 2.
+    """
+
+
+def unknown(kind: str, given: str, known: Iterable[str], remedy: str = "") -> TarsError:
+    """The error for a name that isn't known: says what there is, the nearest name first.
+
+    Args:
+        kind: What was looked for ("concept", "model").
+        given: What the user wrote.
+        known: The names there are.
+        remedy: A further sentence on what else would be accepted.
+    """
+    names = sorted(known)
+    near = get_close_matches(given, names, n=1, cutoff=0.5)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    tail = f" {remedy}" if remedy else ""
+    return TarsError(f"unknown {kind} {given!r}.{guess} There is: {', '.join(names)}.{tail}")

@@ -1,0 +1,81 @@
+"""Files written whole or not at all, and hashes of files."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tars_lens.errors import TarsError
+
+
+@contextmanager
+def whole_file(path: Path | str) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; renames it to `path` only if the block succeeds.
+
+    Raises:
+        TarsError: The folder can't be made or written, or the disk is full.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        os.chmod(name, 0o644)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Writes `text` to `path`, whole or not at all (UTF-8)."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Writes `value` as indented JSON to `path`, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def writable_folder(path: Path | str) -> Path:
+    """Makes the folder `path` and proves that a file can be written there.
+
+    Long work calls this first, so that nobody waits minutes for a refusal.
+
+    Raises:
+        TarsError: It can't be made or written.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def sha256_file(path: Path | str, advance: Callable[[int], None] | None = None) -> str:
+    """The SHA-256 of a file's bytes, as hex; `advance` is told the bytes of every chunk read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+            if advance is not None:
+                advance(len(chunk))
+    return digest.hexdigest()
+
+
+def _cannot_write(path: Path, error: OSError) -> TarsError:
+    reason = error.strerror or str(error)
+    return TarsError(f"cannot write {str(path)!r}: {reason}. Choose another folder, or free space.")

@@ -1,0 +1,376 @@
+"""The one room that touches TransformerLens: ids, residuals, activations, read-out, weight views.
+
+A `Lens` is made over a raw `TransformerBridge` (transformer-lens 3.9 to 4.x) or over an
+unprocessed `HookedTransformer` (3.9). What differs between architectures and versions ends here.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tars_lens import lens_checks
+from tars_lens.errors import TarsError
+
+Role = Literal["gate", "in", "out"]
+Site = Literal["resid_pre", "resid_mid", "resid_post", "mlp_in", "mlp_post", "mlp_out"]
+
+_HOOKS: dict[Site, str] = {
+    "resid_pre": "hook_resid_pre",
+    "resid_mid": "hook_resid_mid",
+    "resid_post": "hook_resid_post",
+    "mlp_in": "mlp.hook_in",
+    "mlp_post": "mlp.hook_post",
+    "mlp_out": "hook_mlp_out",
+}
+
+
+class Point(NamedTuple):
+    """A place in the network: `Point("resid_post", 3)` is the residual stream after layer 3.
+
+    `mlp_in` is the MLP's input after norm and gain, `mlp_post` the neurons' activations, and
+    `mlp_out` what the MLP adds to the stream (after a post-norm, where there is one).
+    """
+
+    site: Site
+    layer: int
+
+
+class Batch(NamedTuple):
+    """Prompts padded on the right, which a causal model doesn't see from the left.
+
+    Attributes:
+        ids: Token ids, padded with 0.
+        last: The position of each prompt's last token.
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    last: Int[Tensor, " batch"]
+
+
+class Lens:
+    """A causal language model seen through the few operations that this package needs.
+
+    Args:
+        model: A raw `TransformerBridge`, or a `HookedTransformer` from
+            `from_pretrained_no_processing`.
+        tokenizer: The Hugging Face tokenizer; the model's own where not given.
+        name: What reports call the model.
+        sha256: The hash of the checkpoint's weight files, for reports.
+
+    Raises:
+        TarsError: The model is folded, a mixture of experts, packed, or has no tokenizer.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any = None, *, name: str | None = None, sha256: str = ""
+    ) -> None:
+        lens_checks.check_editable(model)
+        self.model = model.eval()
+        self.tokenizer = tokenizer if tokenizer is not None else model.tokenizer
+        if self.tokenizer is None:
+            raise TarsError("the model has no tokenizer: pass one, Lens(model, tokenizer).")
+        self.name = name or str(getattr(model.cfg, "model_name", "model"))
+        self.sha256 = sha256
+        self._hooked = lens_checks.is_hooked_transformer(model)
+        self._block_output: type | None = None
+        self._block_extra: tuple[Any, ...] = ()
+
+    # --- shape ---------------------------------------------------------------------------------
+
+    @property
+    def n_layers(self) -> int:
+        """The number of layers."""
+        return len(self.model.blocks)
+
+    @cached_property
+    def d_model(self) -> int:
+        """The width of the residual stream."""
+        return int(self.vectors(0, "out").shape[1])
+
+    @cached_property
+    def d_mlp(self) -> int:
+        """The number of neurons in a layer."""
+        return int(self.vectors(0, "out").shape[0])
+
+    @property
+    def d_vocab(self) -> int:
+        """The number of tokens that the unembedding knows."""
+        return int(self.unembedding.shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.vectors(0, "out").dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return self.vectors(0, "out").device
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLPs have a gate beside their in-projection."""
+        return lens_checks.weight(self._mlp(0), "W_gate") is not None
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The kinds of MLP weight vectors that live in residual space."""
+        return ("gate", "in", "out") if self.gated else ("in", "out")
+
+    # --- weights -------------------------------------------------------------------------------
+
+    def vectors(self, layer: int, role: Role) -> Float[Tensor, "d_mlp d_model"]:
+        """A live view of one kind of weight vectors: writing to it edits the model.
+
+        Args:
+            layer: 0 to `n_layers - 1`.
+            role: `gate` and `in` read the residual stream, `out` writes to it.
+
+        Raises:
+            TarsError: No such layer or role in this model.
+        """
+        if not 0 <= layer < self.n_layers:
+            raise TarsError(f"no layer {layer}: {self.name} has 0 to {self.n_layers - 1}.")
+        found = lens_checks.weight(self._mlp(layer), f"W_{role}")
+        if found is None:
+            raise TarsError(f"no role {role!r}: {self.name} has {', '.join(self.roles)}.")
+        rows = found if role == "out" else found.T
+        return rows.detach()
+
+    def bias(self, layer: int, role: Role) -> Float[Tensor, " d_mlp"] | None:
+        """The bias of the neurons' `gate` or `in` pre-activations, where the model has one."""
+        found = lens_checks.weight(self._mlp(layer), f"b_{role}")
+        return None if found is None else found.detach()
+
+    def tensor_sha256(self, layer: int, role: Role) -> str:
+        """SHA-256 of `vectors(layer, role)` as contiguous `[d_mlp, d_model]` bytes.
+
+        The same for a bridge, a `HookedTransformer` and a checkpoint on disk.
+        """
+        return tensor_sha256(self.vectors(layer, role))
+
+    @property
+    def unembedding(self) -> Float[Tensor, "d_model d_vocab"]:
+        """The unembedding, a live view."""
+        return self.model.unembed.W_U.detach()
+
+    @cached_property
+    def final_gain(self) -> Float[Tensor, " d_model"]:
+        """The gain of the final norm (`1 + weight` where the architecture stores an offset)."""
+        return self._gain(self.model.ln_final)
+
+    def post_norm_gain(self, layer: int) -> Float[Tensor, " d_model"] | None:
+        """The gain of the norm after the MLP (Gemma 2 and 3), or `None` where there is none."""
+        norm = lens_checks.submodule(self.model.blocks[layer], "ln2_post")
+        return None if norm is None else self._gain(norm)
+
+    @property
+    def centres(self) -> bool:
+        """Whether the final norm takes the mean out (LayerNorm) or not (RMSNorm)."""
+        return not str(self.model.cfg.normalization_type).startswith("RMS")
+
+    # --- text ----------------------------------------------------------------------------------
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokenizer's own ids of a text, with the BOS that it adds by itself, if any."""
+        return list(self.tokenizer(text)["input_ids"])
+
+    def pieces(self, text: str) -> list[int]:
+        """The ids of a text that continues another: no special tokens."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def string(self, token: int) -> str:
+        """What a token says."""
+        return str(self.tokenizer.decode([int(token)]))
+
+    def batch(self, sequences: Sequence[Sequence[int]]) -> Batch:
+        """Pads sequences of ids on the right."""
+        if not sequences or not all(sequences):
+            raise TarsError("an empty prompt gives the model nothing to read: write some text.")
+        width = max(map(len, sequences))
+        rows = [[*ids, *[0] * (width - len(ids))] for ids in sequences]
+        last = torch.tensor([len(ids) - 1 for ids in sequences], device=self.device)
+        return Batch(torch.tensor(rows, device=self.device), last)
+
+    def prompts(self, texts: Sequence[str]) -> Batch:
+        """`tokens` of each text, as a batch."""
+        return self.batch([self.tokens(text) for text in texts])
+
+    # --- runs ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def capture(
+        self,
+        ids: Int[Tensor, "batch pos"],
+        points: Sequence[Point],
+        *,
+        positions: Int[Tensor, " batch"] | None = None,
+        resume: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
+    ) -> dict[Point, Float[Tensor, "..."]]:
+        """Runs the model as far as the last point needs, and keeps what is seen at the points.
+
+        Args:
+            ids: Token ids.
+            points: Where to look.
+            positions: One position a row, kept alone; every position where not given.
+            resume: `(layer, residual)`: start at this layer from this residual stream (as
+                `resid_pre` gives it) without running the layers before.
+
+        Returns:
+            For each point `[batch, pos, width]`, or `[batch, width]` with `positions`.
+        """
+        if resume is not None:
+            self._learn_block_output()
+        seen: dict[Point, Tensor] = {}
+        wanted = set(points)
+
+        def keep(point: Point, value: Tensor) -> None:
+            if positions is None:
+                seen[point] = value.detach().clone()
+            else:
+                rows = torch.arange(len(value), device=value.device)
+                seen[point] = value[rows, positions].detach()
+            if len(seen) == len(wanted):
+                raise _Seen
+
+        with self._watching(wanted, keep), self._resumed(resume):
+            try:
+                self.model(ids, return_type="logits")
+            except _Seen:
+                pass
+        return seen
+
+    def residual(
+        self,
+        ids: Int[Tensor, "batch pos"],
+        layer: int,
+        *,
+        positions: Int[Tensor, " batch"] | None = None,
+        resume: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
+    ) -> Float[Tensor, "..."]:
+        """The residual stream after `layer` (-1: the last one); see `capture`."""
+        point = Point("resid_post", layer % self.n_layers)
+        return self.capture(ids, [point], positions=positions, resume=resume)[point]
+
+    @torch.no_grad()
+    def read_out(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
+        """Logits in float32 of a residual stream, by the model's final norm and unembedding."""
+        stream = residual.to(self.dtype)
+        flat = stream.reshape(1, -1, stream.shape[-1])
+        logits = self.model.unembed(self.model.ln_final(flat)).float()
+        cap = getattr(self.model.cfg, "output_logits_soft_cap", None)
+        if cap is not None and cap > 0:
+            logits = cap * torch.tanh(logits / cap)
+        return logits.reshape(*stream.shape[:-1], -1)
+
+    def next_logits(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
+        """Logits in float32 of the token after each prompt."""
+        return self.read_out(self.residual(batch.ids, -1, positions=batch.last))
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _mlp(self, layer: int) -> Any:
+        return self.model.blocks[layer].mlp
+
+    def _gain(self, norm: Any) -> Float[Tensor, " d_model"]:
+        if self._hooked:
+            return norm.w.detach()
+        weight = norm.weight.detach()
+        return weight + 1 if getattr(self.model.cfg, "rmsnorm_uses_offset", False) else weight
+
+    @contextmanager
+    def _watching(self, points: set[Point], keep: Callable[[Point, Tensor], None]) -> Iterator[None]:
+        """Calls `keep` on what passes each point while the block runs."""
+        hooks, handles = [], []
+        for point in points:
+            if self._hooked and point.site == "mlp_in":  # has no hook point of its own
+                mlp = self._mlp(point.layer)
+                handles.append(mlp.register_forward_pre_hook(_module_hook(point, keep)))
+            else:
+                name = f"blocks.{point.layer}.{_HOOKS[point.site]}"
+                hooks.append((name, _lens_hook(point, keep)))
+        try:
+            with self.model.hooks(fwd_hooks=hooks):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def _resumed(self, resume: tuple[int, Tensor] | None) -> Iterator[None]:
+        """Makes the blocks before a layer pass through, the last of them handing out `residual`.
+
+        `start_at_layer` of the bridge is absent in 3.9, and in 4.3 runs every block all the same.
+        Here each block keeps its place, and so its own mask and rotary settings (Gemma).
+        """
+        if resume is None or resume[0] == 0:
+            yield
+            return
+        layer, residual = resume
+        skipped = list(self.model.blocks)[:layer]
+        try:
+            for block in skipped:
+                object.__setattr__(block, "forward", self._passing(residual))
+            yield
+        finally:
+            for block in skipped:
+                block.__dict__.pop("forward", None)
+
+    def _passing(self, residual: Tensor) -> Callable[..., Any]:
+        def forward(*_args: Any, **_kwargs: Any) -> Any:
+            return residual if self._block_output is not tuple else (residual, *self._block_extra)
+
+        return forward
+
+    @torch.no_grad()
+    def _learn_block_output(self) -> None:
+        """Whether this architecture's blocks return a tensor or a tuple, by one short run."""
+        if self._block_output is not None:
+            return
+
+        def look(_module: Any, _inputs: Any, output: Any) -> None:
+            self._block_output = tuple if isinstance(output, tuple) else Tensor
+            self._block_extra = tuple(None for _ in output[1:]) if isinstance(output, tuple) else ()
+
+        handle = self.model.blocks[0].register_forward_hook(look)
+        try:
+            self.model(torch.zeros(1, 1, dtype=torch.long, device=self.device))
+        finally:
+            handle.remove()
+
+
+class _Seen(Exception):  # noqa: N818 - not an error: ends a run that has shown all it was asked for
+    """Every point was seen."""
+
+
+def tensor_sha256(values: Tensor) -> str:
+    """SHA-256 of a tensor's contiguous bytes, as hex."""
+    plain = values.detach().cpu().contiguous()
+    return hashlib.sha256(plain.view(torch.uint8).numpy().data).hexdigest()
+
+
+def gather_points(
+    captured: Mapping[Point, Tensor], site: Site, layers: Sequence[int]
+) -> Float[Tensor, "layers ..."]:
+    """Stacks what was captured at one site of several layers."""
+    return torch.stack([captured[Point(site, layer)] for layer in layers])
+
+
+def _lens_hook(point: Point, keep: Callable[[Point, Tensor], None]) -> Callable[..., None]:
+    def hook(value: Tensor, hook: Any) -> None:  # noqa: ARG001 - the hook point, by TL's protocol
+        keep(point, value)
+
+    return hook
+
+
+def _module_hook(point: Point, keep: Callable[[Point, Tensor], None]) -> Callable[..., None]:
+    def hook(_module: Any, inputs: tuple[Any, ...]) -> None:
+        keep(point, inputs[0])
+
+    return hook

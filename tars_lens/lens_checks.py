@@ -1,0 +1,89 @@
+"""Which models can be edited: what a `Lens` refuses, and the remedy."""
+
+from typing import Any
+
+import torch
+
+from tars_lens.errors import TarsError
+
+_UNPROCESSED = (
+    "Load it with HookedTransformer.from_pretrained_no_processing, or as a TransformerBridge "
+    "without enable_compatibility_mode."
+)
+
+
+def check_editable(model: Any) -> None:
+    """Refuses what can't be edited exactly.
+
+    Raises:
+        TarsError: Folded or centred weights, a mixture of experts, packed weights, or no
+            TransformerLens model at all.
+    """
+    if not hasattr(model, "blocks") or not hasattr(model, "cfg"):
+        raise TarsError(
+            f"a Lens needs a TransformerBridge or a HookedTransformer, got {type(model).__name__}. "
+            "tars_lens.load(name) makes one from a name, a folder or a GGUF file."
+        )
+    if getattr(model, "compatibility_mode", False) is True or _is_folded(model):
+        raise TarsError(
+            "the model's norms are folded into its weights, so an edit could not be carried back "
+            f"to the checkpoint. {_UNPROCESSED}"
+        )
+    for layer, block in enumerate(model.blocks):
+        _check_mlp(layer, submodule(block, "mlp"))
+    if is_hooked_transformer(model) and _is_centred(model):
+        raise TarsError(
+            "the model's writing weights were centred when it was loaded, so an edit could not be "
+            f"carried back to the checkpoint. {_UNPROCESSED}"
+        )
+
+
+def is_hooked_transformer(model: Any) -> bool:
+    """Whether the model is TransformerLens 3's own implementation rather than a bridge."""
+    return any(kind.__name__ == "HookedTransformer" for kind in type(model).__mro__)
+
+
+def weight(module: Any, name: str) -> torch.Tensor | None:
+    """A tensor attribute of a TransformerLens component, or `None`."""
+    try:
+        found = getattr(module, name)
+    except AttributeError:
+        return None
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def submodule(module: Any, name: str) -> Any | None:
+    """A part of a TransformerLens component, or `None`."""
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        return None
+
+
+def _check_mlp(layer: int, mlp: Any) -> None:
+    rows_in, rows_out = weight(mlp, "W_in"), weight(mlp, "W_out")
+    if rows_in is None or rows_out is None:
+        raise TarsError(
+            f"layer {layer} has no plain MLP (mixture of experts?). Only dense models can be "
+            "edited: choose a dense model of the same family."
+        )
+    if rows_in.ndim != 2 or rows_out.ndim != 2:
+        raise TarsError(
+            f"layer {layer} is a mixture of experts. Only dense models can be edited: choose a "
+            "dense model of the same family."
+        )
+    if not rows_out.is_floating_point() or rows_in.shape != rows_out.T.shape:
+        raise TarsError(
+            f"layer {layer} has packed (quantised) weights, which can't be edited in place. Load "
+            "the model with dequantised weights; tars_lens.load does so for GGUF files."
+        )
+
+
+def _is_folded(model: Any) -> bool:
+    return str(getattr(model.cfg, "normalization_type", "")) in ("LNPre", "RMSPre")
+
+
+def _is_centred(model: Any) -> bool:
+    """Centring leaves every writing row with a mean of rounding size; no trained row has one."""
+    rows = model.blocks[0].mlp.W_out.detach().float()
+    return bool(rows.mean(dim=1).abs().max() < 1e-6 * rows.abs().max())
