@@ -43,8 +43,7 @@ def write_rows(lens: Lens, edits: Edits) -> None:
     Raises:
         TarsError: A neuron that the model doesn't have, one given twice, or a wrong width.
     """
-    for place, rows in edits.items():
-        _check(lens, place, rows)
+    _check_all(lens, edits)
     for place, rows in edits.items():
         vectors = lens.vectors(*place)
         vectors[rows.neurons] = rows.values.to(vectors.dtype).to(vectors.device)
@@ -53,12 +52,18 @@ def write_rows(lens: Lens, edits: Edits) -> None:
 @contextmanager
 def written(lens: Lens, edits: Edits) -> Iterator[None]:
     """Holds `edits` in the model while the block runs, then puts the old rows back bit by bit."""
+    _check_all(lens, edits)
     before = {place: read_rows(lens, place, rows.neurons) for place, rows in edits.items()}
     try:
         write_rows(lens, edits)
         yield
     finally:
         write_rows(lens, before)
+
+
+def _check_all(lens: Lens, edits: Edits) -> None:
+    for place, rows in edits.items():
+        _check(lens, place, rows)
 
 
 def _check(lens: Lens, place: Place, rows: Rows) -> None:

@@ -1,0 +1,95 @@
+"""The probability of an answer as the next text: products over tokens, sums over surface forms."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tars_lens.forms import Form, text_forms
+from tars_lens.lens import Lens
+
+KNOWN = 0.1
+"""A probe counts where the base gives its answer at least this probability, or ranks it first."""
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of some probes.
+
+    Attributes:
+        probability: Of the answer as the next text, in float32.
+        top: Whether the model's likeliest next token begins a surface form of the answer.
+    """
+
+    probability: Float[Tensor, " probes"]
+    top: tuple[bool, ...]
+
+    @property
+    def known(self) -> tuple[bool, ...]:
+        """Whether each probe counts, were this the base model."""
+        pairs = zip(self.probability.tolist(), self.top, strict=True)
+        return tuple(p >= KNOWN or top for p, top in pairs)
+
+
+def answer_probabilities(
+    lens: Lens, prompts: Sequence[str], answers: Sequence[Iterable[str]]
+) -> Answers:
+    """`p(answer | prompt)` of each probe, in as few runs as the tokens allow.
+
+    The product of the answer's token probabilities after the prompt, summed over its surface
+    forms, each with and without a leading space (`evaluation.md`).
+
+    Args:
+        lens: The model as it stands.
+        prompts: One text a probe.
+        answers: The surface forms of each probe's answer.
+    """
+    rows = [
+        row
+        for index, (prompt, texts) in enumerate(zip(prompts, answers, strict=True))
+        for row in _rows(index, lens.tokens(prompt), text_forms(lens, texts))
+    ]
+    rows.sort(key=lambda row: len(row.ids))
+    probability = torch.zeros(len(prompts))
+    top = [False] * len(prompts)
+    for start in range(0, len(rows), _BATCH):
+        chunk = rows[start : start + _BATCH]
+        for row, logs in zip(chunk, _log_probabilities(lens, chunk), strict=True):
+            top[row.probe] = top[row.probe] or int(logs[0].argmax()) in {f[0] for f in row.forms}
+            for form in row.forms:
+                steps = logs[torch.arange(len(form)), torch.tensor(form, device=logs.device)]
+                probability[row.probe] += steps.sum().exp().cpu()
+    return Answers(probability, tuple(top))
+
+
+class _Row(NamedTuple):
+    """One run: a prompt with the longest part of some forms that has to be read."""
+
+    probe: int
+    ids: list[int]
+    begin: int
+    forms: list[Form]
+
+
+def _rows(probe: int, ids: list[int], forms: Sequence[Form]) -> list[_Row]:
+    """The fewest runs that serve every form: a form is read along with one that it begins."""
+    served: dict[Form, list[Form]] = {}
+    for form in sorted(forms, key=len, reverse=True):
+        lead = form[:-1]
+        carrier = next((c for c in served if c[: len(lead)] == lead), lead)
+        served.setdefault(carrier, []).append(form)
+    return [_Row(probe, ids + list(c), len(ids) - 1, found) for c, found in served.items()]
+
+
+def _log_probabilities(lens: Lens, rows: Sequence[_Row]) -> list[Float[Tensor, "pos d_vocab"]]:
+    """Log probabilities of the next token at each position from a prompt's last one on."""
+    batch = lens.batch([row.ids for row in rows])
+    residual = lens.residual(batch.ids, -1)
+    spans = [residual[i, row.begin : len(row.ids)] for i, row in enumerate(rows)]
+    logs = torch.log_softmax(lens.read_out(torch.cat(spans)), dim=-1)
+    return list(logs.split([len(span) for span in spans]))
