@@ -285,7 +285,9 @@ class Lens:
         return weight + 1 if getattr(self.model.cfg, "rmsnorm_uses_offset", False) else weight
 
     @contextmanager
-    def _watching(self, points: set[Point], keep: Callable[[Point, Tensor], None]) -> Iterator[None]:
+    def _watching(
+        self, points: set[Point], keep: Callable[[Point, Tensor], None]
+    ) -> Iterator[None]:
         """Calls `keep` on what passes each point while the block runs."""
         hooks, handles = [], []
         for point in points:
@@ -351,7 +353,7 @@ class _Seen(Exception):  # noqa: N818 - not an error: ends a run that has shown 
 
 def tensor_sha256(values: Tensor) -> str:
     """SHA-256 of a tensor's contiguous bytes, as hex."""
-    plain = values.detach().cpu().contiguous()
+    plain = values.detach().cpu().contiguous().reshape(-1)  # a scalar can't be viewed as bytes
     return hashlib.sha256(plain.view(torch.uint8).numpy().data).hexdigest()
 
 

@@ -43,7 +43,7 @@ def write_rows(lens: Lens, edits: Edits) -> None:
     Raises:
         TarsError: A neuron that the model doesn't have, one given twice, or a wrong width.
     """
-    _check_all(lens, edits)
+    check_edits(lens, edits)
     for place, rows in edits.items():
         vectors = lens.vectors(*place)
         vectors[rows.neurons] = rows.values.to(vectors.dtype).to(vectors.device)
@@ -52,7 +52,7 @@ def write_rows(lens: Lens, edits: Edits) -> None:
 @contextmanager
 def written(lens: Lens, edits: Edits) -> Iterator[None]:
     """Holds `edits` in the model while the block runs, then puts the old rows back bit by bit."""
-    _check_all(lens, edits)
+    check_edits(lens, edits)
     before = {place: read_rows(lens, place, rows.neurons) for place, rows in edits.items()}
     try:
         write_rows(lens, edits)
@@ -61,7 +61,12 @@ def written(lens: Lens, edits: Edits) -> Iterator[None]:
         write_rows(lens, before)
 
 
-def _check_all(lens: Lens, edits: Edits) -> None:
+def check_edits(lens: Lens, edits: Edits) -> None:
+    """Refuses, before anything is written, rows that the model has no place for.
+
+    Raises:
+        TarsError: As `write_rows`.
+    """
     for place, rows in edits.items():
         _check(lens, place, rows)
 

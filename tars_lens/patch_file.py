@@ -1,0 +1,141 @@
+"""The patch file: one safetensors file, its metadata JSON in a string."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tars_lens.errors import TarsError
+from tars_lens.files import whole_file
+from tars_lens.patch import Patch, PatchRows
+from tars_lens.weights import Place
+
+FORMAT = 1
+_KEY = "tars_lens.patch"  # one key: with several, safetensors writes them in a random order
+_TENSOR = re.compile(r"L(\d+)\.(gate|in|out)\.(neurons|old|new|cosine)")
+_PLACE = re.compile(r"L(\d+)\.(gate|in|out)")
+_FIELDS: dict[str, type] = {
+    "label": str,
+    "base_name": str,
+    "base_sha256": dict,
+    "concepts": list,
+    "method": dict,
+    "seed": int,
+    "versions": dict,
+    "figures": dict,
+}
+
+
+def save(patch: Patch, path: Path | str) -> None:
+    """Writes a patch; see `Patch.save`."""
+    tensors: dict[str, Tensor] = {}
+    for place, rows in patch.edits.items():
+        for part in ("neurons", "old", "new", "cosine"):
+            tensors[f"{_place(place)}.{part}"] = getattr(rows, part).contiguous()
+    header = {name: getattr(patch, name) for name in _FIELDS} | {"format": FORMAT}
+    header["base_sha256"] = {_place(k): v for k, v in patch.base_sha256.items()}
+    metadata = json.dumps(header, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    content = safetensors.torch.save(tensors, {_KEY: metadata})
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def load(path: Path | str) -> Patch:
+    """Reads a patch; see `Patch.load`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get(_KEY)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise TarsError(f"no patch file {str(path)!r}.") from error
+    except (OSError, SafetensorError) as error:
+        raise TarsError(
+            f"{str(path)!r} is not a whole safetensors file ({error}): copy it again."
+        ) from error
+    if metadata is None:
+        _refuse(path, "it is a safetensors file, but not a patch")
+    header = _header(path, metadata)
+    edits = _all_rows(path, tensors)
+    hashes = _hashes(path, header.pop("base_sha256"))
+    if hashes.keys() != edits.keys():
+        _refuse(path, "its rows and its base's hashes name different tensors")
+    concepts = tuple(header.pop("concepts"))
+    return Patch(edits=edits, base_sha256=hashes, concepts=concepts, **header)
+
+
+def _header(path: Path | str, metadata: str) -> dict[str, Any]:
+    try:
+        header = json.loads(metadata)
+    except json.JSONDecodeError as error:
+        _refuse(path, f"its metadata is not JSON ({error})")
+    if not isinstance(header, dict) or "format" not in header:
+        _refuse(path, "its metadata names no format version")
+    if header["format"] != FORMAT:
+        raise TarsError(
+            f"{str(path)!r} has patch format {header['format']!r}; this version reads {FORMAT}. "
+            "Install the tars_lens that wrote it."
+        )
+    for name, kind in _FIELDS.items():
+        if not isinstance(header.get(name), kind):
+            _refuse(path, f"its metadata key {name!r} is missing or no {kind.__name__}")
+    return {name: header[name] for name in _FIELDS}
+
+
+def _all_rows(path: Path | str, tensors: dict[str, Tensor]) -> dict[Place, PatchRows]:
+    parts: dict[Place, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        found = _TENSOR.fullmatch(key)
+        if found is None:
+            _refuse(path, f"it has an unknown tensor {key!r}")
+        layer, role, part = found.groups()
+        parts.setdefault((int(layer), _role(role)), {})[part] = tensor
+    return {place: _rows(path, place, parts[place]) for place in sorted(parts)}
+
+
+def _rows(path: Path | str, place: Place, parts: dict[str, Tensor]) -> PatchRows:
+    missing = {"neurons", "old", "new", "cosine"} - parts.keys()
+    if missing:
+        _refuse(path, f"{_place(place)} has no {', '.join(sorted(missing))}")
+    neurons, old, new, cosine = (parts[p] for p in ("neurons", "old", "new", "cosine"))
+    fits = (
+        neurons.dtype == torch.int64
+        and cosine.dtype == torch.float32
+        and old.is_floating_point()
+        and old.dtype == new.dtype
+        and neurons.ndim == 1
+        and cosine.shape == neurons.shape
+        and old.ndim == 2
+        and old.shape == new.shape
+        and len(old) == len(neurons)
+    )
+    if not fits:
+        shapes = {part: (str(t.dtype), tuple(t.shape)) for part, t in parts.items()}
+        _refuse(path, f"the tensors of {_place(place)} don't fit together: {shapes}")
+    return PatchRows(neurons, old, new, cosine)
+
+
+def _hashes(path: Path | str, table: dict[str, Any]) -> dict[Place, str]:
+    hashes: dict[Place, str] = {}
+    for key, value in sorted(table.items()):
+        found = _PLACE.fullmatch(key)
+        if found is None or not isinstance(value, str):
+            _refuse(path, f"its metadata has a malformed hash {key!r}")
+        hashes[int(found[1]), _role(found[2])] = value
+    return dict(sorted(hashes.items()))
+
+
+def _role(text: str) -> Any:
+    return text  # one of the roles: the patterns allow nothing else
+
+
+def _place(place: Place) -> str:
+    return f"L{place[0]}.{place[1]}"
+
+
+def _refuse(path: Path | str, problem: str) -> NoReturn:
+    raise TarsError(f"{str(path)!r} is not a patch file of tars_lens: {problem}.")
