@@ -1,0 +1,131 @@
+"""Damage on plain text: KL between base and edited model at every position, in one paired pass."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tars_lens.concept import forms_in
+from tars_lens.errors import TarsError
+from tars_lens.lens import Lens, Point
+from tars_lens.trial import kl_divergence, rows_at_once
+from tars_lens.weights import Edits, written
+from tars_lens.windows import Windows
+
+_BATCH = 4
+_CONTEXT = 24
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """`KL(base || edited)` of the next token at every position of the reported windows, in nats.
+
+    Attributes:
+        values: One figure a position.
+        windows: What was read.
+    """
+
+    values: Float[Tensor, "windows pos"]
+    windows: Windows
+
+    def figures(self, forms: Iterable[str] = ()) -> dict[str, Any]:
+        """The five figures over all windows, and `elsewhere`: over those that name no form."""
+        forms = tuple(forms)
+        elsewhere = [not forms_in(text, forms) for text in self.windows.texts]
+        mask = torch.tensor(elsewhere, device=self.values.device)
+        return {
+            "corpus": self.windows.corpus,
+            "windows": len(self.values),
+            **five(self.values.flatten()),
+            "elsewhere": {
+                "windows": int(mask.sum()),
+                **five(self.values[mask].flatten()),
+            },
+        }
+
+    def worst(self, lens: Lens, forms: Iterable[str] = (), count: int = 40) -> pd.DataFrame:
+        """The most damaged positions with the text before them, worst first.
+
+        Returns:
+            Columns window, position, kl (nats), names_concept, context, token (the one after
+            which the predictions moved), next (what the text goes on with).
+        """
+        forms = tuple(forms)
+        flat = self.values.flatten()
+        index = flat.topk(min(count, len(flat))).indices.tolist()
+        rows = []
+        for where in index:
+            window, position = divmod(where, self.values.shape[1])
+            ids = self.windows.reported[window].tolist()
+            rows.append(
+                {
+                    "window": window,
+                    "position": position,
+                    "kl": float(flat[where]),
+                    "names_concept": bool(forms_in(self.windows.texts[window], forms)),
+                    "context": lens.tokenizer.decode(ids[max(0, position - _CONTEXT) : position]),
+                    "token": lens.string(ids[position]),
+                    "next": lens.string(ids[position + 1]) if position + 1 < len(ids) else "",
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+def paired_kl(
+    lens: Lens,
+    edits: Edits,
+    windows: Windows,
+    *,
+    advance: Callable[[int], None] | None = None,
+) -> Divergence:
+    """Runs base and edited model over the reported windows side by side.
+
+    The layers below the first edited one run once for both, and no logits are kept: each slice
+    is read out of both final residual streams and reduced at once.
+
+    Args:
+        lens: The base model, the edits not in it.
+        edits: What the edited model has in place of the base's rows.
+        windows: A corpus, cut.
+        advance: Told the number of windows done after each batch.
+
+    Raises:
+        TarsError: There is nothing to compare.
+    """
+    if not edits:
+        raise TarsError("no edits were given, so there is no divergence to measure.")
+    first = min(layer for layer, _ in edits)
+    enter, leave = Point("resid_pre", first), Point("resid_post", lens.n_layers - 1)
+    values = []
+    for ids in windows.reported.split(_BATCH):
+        seen = lens.capture(ids, [enter, leave])
+        with written(lens, edits):
+            after = lens.residual(ids, -1, resume=(first, seen[enter]))
+        values.append(_divergence(lens, seen[leave], after))
+        if advance is not None:
+            advance(len(ids))
+    return Divergence(torch.cat(values), windows)
+
+
+def five(values: Float[Tensor, " positions"]) -> dict[str, Any]:
+    """Tokens, and the median, mean, 95th and 99th percentile and maximum; `None` of nothing."""
+    names = ("median", "mean", "p95", "p99", "max")
+    if not len(values):
+        return {"tokens": 0, **dict.fromkeys(names)}
+    quantiles = [float(values.double().quantile(q)) for q in (0.5, 0.95, 0.99)]
+    found = (quantiles[0], float(values.double().mean()), *quantiles[1:], float(values.max()))
+    return {"tokens": len(values), **dict(zip(names, found, strict=True))}
+
+
+def _divergence(
+    lens: Lens, base: Float[Tensor, "batch pos d_model"], edited: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos"]:
+    shape = base.shape[:2]
+    rows = rows_at_once(lens)
+    pairs = zip(base.flatten(0, 1).split(rows), edited.flatten(0, 1).split(rows), strict=True)
+    parts = [kl_divergence(lens.read_out(old), lens.read_out(new)) for old, new in pairs]
+    return torch.cat(parts).reshape(shape)

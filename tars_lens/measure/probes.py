@@ -1,0 +1,167 @@
+"""What a model says to a card's reported probes, before and after an edit."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from tars_lens.concept import Concept, Probe, ProbeSet, substituted
+from tars_lens.lens import Lens
+from tars_lens.measure.probability import answer_probabilities
+
+ERASED = 0.005
+"""A forward probe counts as erased where the answer's probability is at most this."""
+
+KINDS = ("forward", "reverse", "neighbour", "multilingual")
+
+_COLUMNS = ["concept", "kind", "language", "prompt", "answer"]
+
+
+def probe_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) -> pd.DataFrame:
+    """One row a probe: the answer's probability by the model as it stands, and whether it leads.
+
+    Args:
+        lens: The model.
+        concept: The card.
+        probes: Which of its splits; the reported one where not given.
+
+    Returns:
+        Columns concept, kind, language, prompt, answer, p, known.
+    """
+    rows = _listed(concept, concept.probes if probes is None else probes)
+    if not rows:
+        return pd.DataFrame(columns=[*_COLUMNS, "p", "known"])
+    said = answer_probabilities(
+        lens,
+        [probe.prompt for _, probe in rows],
+        [_texts(concept, kind, probe) for kind, probe in rows],
+    )
+    return pd.DataFrame(
+        {
+            "concept": concept.name,
+            "kind": [kind for kind, _ in rows],
+            "language": [probe.language for _, probe in rows],
+            "prompt": [probe.prompt for _, probe in rows],
+            "answer": [probe.answer or concept.answer for _, probe in rows],
+            "p": said.probability.tolist(),
+            "known": list(said.known),
+        }
+    )
+
+
+def base_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) -> pd.DataFrame:
+    """`probe_frame` of the base model, with the floor of each reverse probe.
+
+    Returns:
+        Columns concept, kind, language, prompt, answer, p_before, known, floor, set_phrase.
+        The floor is the base's answer with the card's substitute in place of the name, 0 without
+        one; a reverse probe with `floor > p_before / 2` is a set phrase.
+    """
+    frame = probe_frame(lens, concept, probes).rename(columns={"p": "p_before"})
+    frame["floor"] = 0.0
+    reverse = frame["kind"] == "reverse"
+    if concept.substitute and reverse.any():
+        texts = [
+            substituted(prompt, concept.names, concept.substitute)
+            for prompt in frame.loc[reverse, "prompt"]
+        ]
+        answers = [[answer] for answer in frame.loc[reverse, "answer"]]
+        frame.loc[reverse, "floor"] = answer_probabilities(lens, texts, answers).probability.tolist()
+    frame["set_phrase"] = reverse & (frame["floor"] > frame["p_before"] / 2)
+    return frame
+
+
+def with_after(base: pd.DataFrame, lens: Lens, concept: Concept) -> pd.DataFrame:
+    """`base_frame` with `p_after`, from the model as it stands, and `kept` of each known probe."""
+    frame = base.copy()
+    frame["p_after"] = probe_frame(lens, concept)["p"]
+    above = (frame["p_after"] - frame["floor"]).clip(lower=0)
+    span = (frame["p_before"] - frame["floor"]).where(frame["known"] & ~frame["set_phrase"])
+    frame["kept"] = above / span.where(span > 0)
+    return frame
+
+
+def probe_figures(frame: pd.DataFrame) -> dict[str, Any]:
+    """The figures of one concept's probes, by kind; `None` where no probe is known."""
+    return {
+        "forward": _forward(frame[frame["kind"] == "forward"]),
+        "reverse": _reverse(frame[frame["kind"] == "reverse"]),
+        "neighbour": _neighbour(frame[frame["kind"] == "neighbour"]),
+        "multilingual": _multilingual(frame[frame["kind"] == "multilingual"]),
+    }
+
+
+def _listed(concept: Concept, probes: ProbeSet) -> list[tuple[str, Probe]]:
+    return [(kind, probe) for kind in KINDS for probe in getattr(probes, kind)]
+
+
+def _texts(concept: Concept, kind: str, probe: Probe) -> tuple[str, ...]:
+    return concept.surface_forms if kind == "forward" else (probe.answer,)
+
+
+def _forward(frame: pd.DataFrame) -> dict[str, Any]:
+    known = frame[frame["known"]]
+    return {
+        "n": len(frame),
+        "known": len(known),
+        "before_mean": _figure(known["p_before"].mean()),
+        "before_max": _figure(known["p_before"].max()),
+        "after_mean": _figure(known["p_after"].mean()),
+        "after_max": _figure(known["p_after"].max()),
+        "erased": _figure((known["p_after"] <= ERASED).mean()),
+    }
+
+
+def _reverse(frame: pd.DataFrame) -> dict[str, Any]:
+    known = frame[frame["known"] & ~frame["set_phrase"]]
+    span = (known["p_before"] - known["floor"]).sum()
+    left = (known["p_after"] - known["floor"]).clip(lower=0).sum()
+    return {
+        "n": len(frame),
+        "known": len(known),
+        "set_phrases": int((frame["known"] & frame["set_phrase"]).sum()),
+        "before_mean": _figure(known["p_before"].mean()),
+        "after_mean": _figure(known["p_after"].mean()),
+        "kept": _figure(left / span) if len(known) else None,
+        **_worst(known, highest=True),
+    }
+
+
+def _neighbour(frame: pd.DataFrame) -> dict[str, Any]:
+    known = frame[frame["known"]].copy()
+    known["kept"] = (known["p_after"] / known["p_before"]).clip(upper=1)
+    logs = [math.log(max(kept, 1e-12)) for kept in known["kept"]]
+    return {
+        "n": len(frame),
+        "known": len(known),
+        "kept": math.exp(sum(logs) / len(logs)) if logs else None,
+        **_worst(known, highest=False),
+    }
+
+
+def _multilingual(frame: pd.DataFrame) -> dict[str, Any]:
+    known = frame[frame["known"]]
+    sums = known.groupby("language")[["p_before", "p_after"]].sum()
+    return {
+        "n": len(frame),
+        "known": len(known),
+        "kept": _figure(sums["p_after"].sum() / sums["p_before"].sum()) if len(known) else None,
+        "languages": {
+            str(language): float(row["p_after"] / row["p_before"])
+            for language, row in sums.iterrows()
+        },
+        **_worst(known, highest=True),
+    }
+
+
+def _worst(known: pd.DataFrame, *, highest: bool) -> dict[str, Any]:
+    """The probe that went worst, named by its answer."""
+    if not len(known):
+        return {"worst": None, "worst_kept": None}
+    index = known["kept"].idxmax() if highest else known["kept"].idxmin()
+    row = known.loc[index]
+    return {"worst": str(row["answer"]), "worst_kept": _figure(row["kept"])}
+
+
+def _figure(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

@@ -1,0 +1,124 @@
+"""What the model does on plain text: the statistics against which a concept stands out."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from platformdirs import user_cache_dir
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tars_lens.files import whole_file
+from tars_lens.lens import Lens, Point, tensor_sha256
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """Statistics of plain text, a row for each layer of the model.
+
+    Attributes:
+        layers: The layers whose `mean` and `covariance` were kept, in order.
+        mean: Of the MLP's input *y*, in float32.
+        covariance: Of *y*, about its mean.
+        activation_rms: Root mean square activation of every neuron of every layer.
+        residual_norm: Median norm of the residual stream after each layer.
+        mlp_norm: Median norm of the MLP's output before any post-norm, per layer.
+    """
+
+    layers: tuple[int, ...]
+    mean: Float[Tensor, "kept d_model"]
+    covariance: Float[Tensor, "kept d_model d_model"]
+    activation_rms: Float[Tensor, "layers d_mlp"]
+    residual_norm: Float[Tensor, " layers"]
+    mlp_norm: Float[Tensor, " layers"]
+
+    def of(self, layer: int) -> tuple[Float[Tensor, " d_model"], Float[Tensor, "d_model d_model"]]:
+        """Mean and covariance of *y* at a layer."""
+        index = self.layers.index(layer)
+        return self.mean[index], self.covariance[index]
+
+    @classmethod
+    def fit(cls, lens: Lens, ids: Int[Tensor, "windows pos"], layers: tuple[int, ...]) -> "Neutral":
+        """Gathers the statistics of the base model in one pass over the windows.
+
+        Position 0 is left out: there the stream of many models is an outlier (an attention sink).
+        """
+        sums = _Sums(lens, layers)
+        for chunk in ids.split(_BATCH):
+            sums.add(lens, chunk)
+        return sums.result()
+
+    @classmethod
+    def cached(
+        cls, lens: Lens, ids: Int[Tensor, "windows pos"], layers: tuple[int, ...]
+    ) -> "Neutral":
+        """`fit`, or its result from the user's cache where model, text and layers are the same."""
+        if not lens.sha256:
+            return cls.fit(lens, ids, layers)
+        key = f"1 {lens.sha256} {lens.dtype} {tensor_sha256(ids)} {layers}"
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        path = Path(user_cache_dir("tars_lens")) / "neutral" / f"{name}.safetensors"
+        try:
+            return cls(layers=layers, **load_file(path, device=str(lens.device)))
+        except (OSError, SafetensorError, TypeError):
+            logger.info("statistics of plain text are not cached: gathering them")
+        found = cls.fit(lens, ids, layers)
+        values = {k: v for k, v in vars(found).items() if isinstance(v, Tensor)}
+        with whole_file(path) as temporary:
+            save_file({k: v.cpu().contiguous() for k, v in values.items()}, temporary)
+        return found
+
+
+class _Sums:
+    """Running sums over batches of windows."""
+
+    def __init__(self, lens: Lens, layers: tuple[int, ...]) -> None:
+        width, device = lens.d_model, lens.device
+        self.layers = layers
+        self.count = 0
+        self.total = torch.zeros(len(layers), width, device=device, dtype=torch.float64)
+        self.product = torch.zeros(len(layers), width, width, device=device)
+        self.square = torch.zeros(lens.n_layers, lens.d_mlp, device=device)
+        self.residual_norms: list[Tensor] = []
+        self.mlp_norms: list[Tensor] = []
+
+    def add(self, lens: Lens, ids: Int[Tensor, "batch pos"]) -> None:
+        every = range(lens.n_layers)
+        points = [Point("mlp_in", layer) for layer in self.layers]
+        points += [Point(site, layer) for site in ("mlp_post", "resid_post") for layer in every]
+        seen = lens.capture(ids, points)
+        self.count += ids.shape[0] * (ids.shape[1] - 1)
+        for index, layer in enumerate(self.layers):
+            y = seen[Point("mlp_in", layer)][:, 1:].flatten(0, 1).float()
+            self.total[index] += y.sum(0).double()
+            self.product[index] += y.T @ y
+        residual_norm, mlp_norm = [], []
+        for layer in every:
+            activation = seen[Point("mlp_post", layer)][:, 1:].flatten(0, 1)
+            self.square[layer] += activation.float().square().sum(0)
+            output = activation @ lens.vectors(layer, "out")
+            mlp_norm.append(output.float().norm(dim=-1))
+            stream = seen[Point("resid_post", layer)][:, 1:].flatten(0, 1)
+            residual_norm.append(stream.float().norm(dim=-1))
+        self.residual_norms.append(torch.stack(residual_norm))
+        self.mlp_norms.append(torch.stack(mlp_norm))
+
+    def result(self) -> Neutral:
+        mean = (self.total / self.count).float()
+        outer = mean[:, :, None] * mean[:, None, :]
+        return Neutral(
+            layers=self.layers,
+            mean=mean,
+            covariance=self.product / self.count - outer,
+            activation_rms=(self.square / self.count).sqrt(),
+            residual_norm=torch.cat(self.residual_norms, dim=1).median(dim=1).values,
+            mlp_norm=torch.cat(self.mlp_norms, dim=1).median(dim=1).values,
+        )

@@ -1,0 +1,88 @@
+"""Every choice of the method in one place, written into each report and patch."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from tars_lens.errors import TarsError
+
+MethodName = Literal["tars", "paper"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of `erase`.
+
+    Depths are shares of the number of layers: the constants were found on SmolLM2-135M and used
+    unchanged on Gemma-3-270M.
+
+    Attributes:
+        name: `tars`, this package's recipe, or `paper`, the abstract taken literally.
+        seed: Of every random draw.
+        edits: At most so many weight vectors a concept; `None` leaves it to the method.
+        max_kl: What the mean KL on plain validation text may be, for one concept's each part.
+        max_neighbour_kl: What the KL at near prompts may be, the concept's token left out.
+        forward_depths: Where neurons stop the description from leading to the name.
+        reverse_depths: Where neurons stop the name from leading to its attributes.
+        forward_ridge: Of the forward discriminant, in units of the covariance's mean diagonal.
+        reverse_ridge: Of the reverse discriminant.
+        write_ridge: Of the write target.
+        neighbour_weight: Of the neighbours' tokens in the write target.
+        forward_thresholds: Scores below which the forward neuron is silent, tried in order.
+        reverse_thresholds: The same of the reverse neurons.
+        goal: The concept's probability that is low enough at a prompt it is chosen on.
+        safety: How many times the smallest strength that reaches the goal is used.
+        reverse_strength: Size of the reverse write, in units of the layer's natural write.
+        sigma: Noise of the refinement, relative to the vector's norm.
+        samples: Perturbations tried in each step of the refinement.
+        refine_steps: Steps after which the refinement gives up.
+        paper_counts: Numbers of edits that `paper` tries on validation text.
+    """
+
+    name: MethodName = "tars"
+    seed: int = 0
+    edits: int | None = None
+    max_kl: float = 0.001
+    max_neighbour_kl: float = 0.01
+    forward_depths: tuple[float, ...] = (1.0,)
+    reverse_depths: tuple[float, ...] = (0.07, 0.17)
+    forward_ridge: float = 0.2
+    reverse_ridge: float = 0.05
+    write_ridge: float = 0.01
+    neighbour_weight: float = 10.0
+    forward_thresholds: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.25)
+    reverse_thresholds: tuple[float, ...] = (0.4, 0.5, 0.6)
+    goal: float = 0.001
+    safety: float = 2.0
+    reverse_strength: float = 1.0
+    sigma: float = 0.1
+    samples: int = 64
+    refine_steps: int = 200
+    paper_counts: tuple[int, ...] = (1, 2, 5, 10, 20)
+
+    def __post_init__(self) -> None:
+        if self.name not in ("tars", "paper"):
+            raise TarsError(f"unknown method {self.name!r}. There is: paper, tars.")
+        if self.edits is not None and self.edits < 1:
+            raise TarsError(f"--edits must be at least 1, got {self.edits}.")
+
+    def forward_layers(self, n_layers: int) -> tuple[int, ...]:
+        """The layers of the forward neurons, earliest first."""
+        return _layers(self.forward_depths, n_layers)
+
+    def reverse_layers(self, n_layers: int) -> tuple[int, ...]:
+        """The layers of the reverse neurons, earliest first."""
+        return _layers(self.reverse_depths, n_layers)
+
+    def layers(self, n_layers: int) -> tuple[int, ...]:
+        """All layers at which neurons read, earliest first."""
+        both = {*self.forward_layers(n_layers), *self.reverse_layers(n_layers)}
+        return tuple(sorted(both))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def _layers(depths: tuple[float, ...], n_layers: int) -> tuple[int, ...]:
+    found = {min(n_layers - 1, max(min(1, n_layers - 1), round(d * n_layers))) for d in depths}
+    return tuple(sorted(found))

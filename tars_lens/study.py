@@ -1,0 +1,188 @@
+"""What the base model shows of a concept, gathered before the first edit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tars_lens.concept import Concept, Probe
+from tars_lens.discriminant import Discriminant, discriminant
+from tars_lens.forms import first_tokens
+from tars_lens.lens import Lens, Point
+from tars_lens.neutral import Neutral
+from tars_lens.settings import Settings
+from tars_lens.unembedding import Unembedding
+
+_KNOWN = 0.05
+_NEAREST_TOKENS = 24
+_TOP_PREDICTIONS = 16
+_NEAREST_NAMES = 12
+
+FRAMES = (
+    "I read about {}",
+    "The {}",
+    "Let me tell you about {}",
+    "We talked about {}",
+    "This is a text about {}",
+    "A short note on {}",
+    "Everybody has heard of {}",
+    "My question is about {}",
+)
+"""Neutral contexts for a name; it never stands at position 0, which many models treat apart."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that an edit of one concept is made from.
+
+    Attributes:
+        concept: The card.
+        tokens: First tokens of its surface forms.
+        neighbours: Tokens whose logits are to stay.
+        known_prompts: The concept prompts where the base knows the answer.
+        write_target: The direction that speaks the concept's token and no other (unit norm).
+        forward: A reader of the description at each forward layer.
+        reverse: A reader of the name at each reverse layer.
+        reverse_targets: What the name adds to the residual stream after each reverse layer.
+        reverse_norms: Median residual norm at the names, after each reverse layer.
+        near_names: The neighbours' names that the reverse reader tells the concept from.
+    """
+
+    concept: Concept
+    tokens: tuple[int, ...]
+    neighbours: tuple[int, ...]
+    known_prompts: tuple[str, ...]
+    write_target: Float[Tensor, " d_model"]
+    forward: dict[int, Discriminant]
+    reverse: dict[int, Discriminant]
+    reverse_targets: dict[int, Float[Tensor, " d_model"]]
+    reverse_norms: dict[int, float]
+    near_names: tuple[str, ...]
+
+
+def study(
+    lens: Lens, concept: Concept, neutral: Neutral, unembedding: Unembedding, settings: Settings
+) -> Study:
+    """Gathers a concept's readers and write targets from the base model.
+
+    Args:
+        lens: The base model, before any edit.
+        concept: The card; its probes are not looked at.
+        neutral: Statistics of plain text at the layers of `settings`.
+        unembedding: Statistics of the unembedding.
+        settings: Depths and ridges.
+    """
+    tokens = tuple(first_tokens(lens, concept))
+    prompts, predictions = _known_prompts(lens, concept.concept_prompts, tokens)
+    nearest = unembedding.nearest_words(tokens, max(_NEAREST_TOKENS, 4 * _NEAREST_NAMES))
+    neighbours = _neighbour_tokens(
+        lens, unembedding, tokens, nearest[:_NEAREST_TOKENS], predictions, concept.contrast
+    )
+    names = _near_names(lens, concept, nearest)
+    reverse_layers = settings.reverse_layers(lens.n_layers)
+    own = _at_names(lens, concept.names, reverse_layers)
+    near = _at_names(lens, names, reverse_layers)
+    return Study(
+        concept=concept,
+        tokens=tokens,
+        neighbours=neighbours,
+        known_prompts=prompts,
+        write_target=unembedding.write_target(
+            tokens,
+            neighbours,
+            ridge=settings.write_ridge,
+            neighbour_weight=settings.neighbour_weight,
+        ),
+        forward=_forward_readers(lens, concept, prompts, neutral, settings),
+        reverse={
+            layer: discriminant(
+                own[Point("mlp_in", layer)],
+                near[Point("mlp_in", layer)],
+                *neutral.of(layer),
+                ridge=settings.reverse_ridge,
+            )
+            for layer in reverse_layers
+        },
+        reverse_targets={
+            layer: own[_after(layer)].float().mean(0) - near[_after(layer)].float().mean(0)
+            for layer in reverse_layers
+        },
+        reverse_norms={
+            layer: float(own[_after(layer)].float().norm(dim=-1).median())
+            for layer in reverse_layers
+        },
+        near_names=names,
+    )
+
+
+def _forward_readers(
+    lens: Lens, concept: Concept, prompts: Sequence[str], neutral: Neutral, settings: Settings
+) -> dict[int, Discriminant]:
+    layers = settings.forward_layers(lens.n_layers)
+    points = [Point("mlp_in", layer) for layer in layers]
+    own = _at_end(lens, prompts, points)
+    near = _at_end(lens, [probe.prompt for probe in concept.contrast], points)
+    return {
+        point.layer: discriminant(
+            own[point], near[point], *neutral.of(point.layer), ridge=settings.forward_ridge
+        )
+        for point in points
+    }
+
+
+def _known_prompts(
+    lens: Lens, prompts: Sequence[str], tokens: Sequence[int]
+) -> tuple[tuple[str, ...], list[int]]:
+    """The prompts that lead to the concept, or the best one; and the top predictions of all."""
+    probabilities = lens.next_logits(lens.prompts(prompts)).softmax(dim=-1)
+    mass = probabilities[:, list(tokens)].sum(dim=1)
+    known = [p for p, share in zip(prompts, mass.tolist(), strict=True) if share >= _KNOWN]
+    top = probabilities.topk(_TOP_PREDICTIONS).indices.flatten().tolist()
+    return tuple(known) or (prompts[int(mass.argmax())],), top
+
+
+def _neighbour_tokens(
+    lens: Lens,
+    unembedding: Unembedding,
+    tokens: Sequence[int],
+    nearest: Sequence[int],
+    predictions: Sequence[int],
+    contrast: Sequence[Probe],
+) -> tuple[int, ...]:
+    answers = [lens.pieces(f" {probe.answer.strip()}")[0] for probe in contrast]
+    found = dict.fromkeys([*nearest, *predictions, *answers])
+    return tuple(t for t in found if not unembedding.is_variant(t, tokens))
+
+
+def _near_names(lens: Lens, concept: Concept, nearest: Sequence[int]) -> tuple[str, ...]:
+    """Names of the concept's kind: the card's first, then the nearest words of the vocabulary."""
+    listed = [concept.substitute, *(probe.answer for probe in concept.contrast)]
+    words = [lens.string(token).strip() for token in nearest]
+    own = {name.casefold() for name in (*concept.names, *concept.surface_forms)}
+    found = dict.fromkeys(n.strip() for n in [*listed, *words] if n.strip())
+    return tuple(n for n in found if n.casefold() not in own)[:_NEAREST_NAMES]
+
+
+def _at_names(
+    lens: Lens, names: Sequence[str], layers: Sequence[int]
+) -> dict[Point, Float[Tensor, "examples d_model"]]:
+    texts = [frame.format(name) for name in names for frame in FRAMES]
+    points = [p for layer in layers for p in (Point("mlp_in", layer), _after(layer))]
+    return _at_end(lens, texts, points)
+
+
+def _at_end(
+    lens: Lens, texts: Sequence[str], points: Sequence[Point]
+) -> dict[Point, Float[Tensor, "examples d_model"]]:
+    """What passes the points at the last token of each text."""
+    if not texts:
+        empty = torch.zeros(0, lens.d_model, device=lens.device)
+        return dict.fromkeys(points, empty)
+    batch = lens.prompts(texts)
+    return lens.capture(batch.ids, points, positions=batch.last)
+
+
+def _after(layer: int) -> Point:
+    return Point("resid_post", layer)

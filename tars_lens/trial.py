@@ -1,0 +1,110 @@
+"""Trying edits on material they may be chosen on: what they remove, and what they disturb."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tars_lens.lens import Batch, Lens, Point
+from tars_lens.weights import Edits, written
+
+_ENOUGH = 0.999
+_LOGITS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Texts run up to a layer by the model as it stood, to be run on from there under edits.
+
+    Attributes:
+        lens: The model.
+        layer: The first layer that the edits on trial touch.
+        batch: The texts' ids.
+        prefix: The residual stream before that layer.
+        before: The final residual stream before the edits.
+    """
+
+    lens: Lens
+    layer: int
+    batch: Batch
+    prefix: Float[Tensor, "batch pos d_model"]
+    before: Float[Tensor, "batch pos d_model"]
+
+    @classmethod
+    def of(cls, lens: Lens, batch: Batch, layer: int) -> "Bench":
+        """Runs the texts once; each trial then costs the layers from `layer` on."""
+        first, last = Point("resid_pre", layer), Point("resid_post", lens.n_layers - 1)
+        seen = lens.capture(batch.ids, [first, last])
+        return cls(lens, layer, batch, seen[first], seen[last])
+
+    def onward(self, layer: int) -> "Bench":
+        """The same texts run on to a later layer by the model as it stands now.
+
+        `before` stays what it was, so that budgets count all that was put in meanwhile.
+        """
+        point = Point("resid_pre", layer)
+        resume = (self.layer, self.prefix)
+        seen = self.lens.capture(self.batch.ids, [point], resume=resume)
+        return replace(self, layer=layer, prefix=seen[point])
+
+    def after(self, edits: Edits) -> Float[Tensor, "batch pos d_model"]:
+        """The final residual stream with the edits in the model."""
+        with written(self.lens, edits):
+            return self.lens.residual(self.batch.ids, -1, resume=(self.layer, self.prefix))
+
+    def mass(self, edits: Edits, tokens: Sequence[int]) -> Float[Tensor, " batch"]:
+        """The probability after each text that the next token is one of `tokens`."""
+        logits = self.lens.read_out(self._ends(self.after(edits)))
+        return logits.softmax(dim=-1)[:, list(tokens)].sum(dim=1)
+
+    def end_kl(self, edits: Edits, without: Sequence[int]) -> Float[Tensor, " batch"]:
+        """KL of the next token after each text, some tokens left out of both distributions."""
+        old = self.lens.read_out(self._ends(self.before))
+        new = self.lens.read_out(self._ends(self.after(edits)))
+        for logits in (old, new):
+            logits[:, list(without)] = -torch.inf
+        return kl_divergence(old, new)
+
+    def mean_kl(self, edits: Edits) -> float:
+        """Mean KL over every position but the first of full windows, for choosing settings.
+
+        Only the positions that carry 99.9 % of the squared relative change are read out, as KL
+        grows with its square; the others count as undisturbed.
+        """
+        old = self.before[:, 1:].flatten(0, 1)
+        new = self.after(edits)[:, 1:].flatten(0, 1)
+        change = ((new - old).norm(dim=-1) / old.norm(dim=-1)).square()
+        changed = _carriers(change)
+        total = 0.0
+        for index in changed.split(rows_at_once(self.lens)):
+            pair = self.lens.read_out(old[index]), self.lens.read_out(new[index])
+            total += float(kl_divergence(*pair).sum())
+        return total / len(old)
+
+    def _ends(self, stream: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
+        return stream[torch.arange(len(stream), device=stream.device), self.batch.last]
+
+
+def rows_at_once(lens: Lens) -> int:
+    """How many rows of logits to hold at a time: 64 MB of them in float32."""
+    return max(16, _LOGITS // lens.d_vocab)
+
+
+def kl_divergence(
+    old: Float[Tensor, "rows d_vocab"], new: Float[Tensor, "rows d_vocab"]
+) -> Float[Tensor, " rows"]:
+    """`KL(old || new)` of each row of logits, in float32; tokens at minus infinity are left out."""
+    before, after = old.float().log_softmax(dim=-1), new.float().log_softmax(dim=-1)
+    terms = before.exp() * (before - after)
+    return torch.where(before.isneginf(), 0.0, terms).sum(dim=-1).clamp_min(0)
+
+
+def _carriers(change: Float[Tensor, " rows"]) -> Int[Tensor, " carriers"]:
+    order = change.argsort(descending=True)
+    cumulative = change[order].cumsum(0)
+    if not cumulative[-1] > 0:
+        return order[:0]
+    count = int((cumulative < _ENOUGH * cumulative[-1]).sum()) + 1
+    return order[:count]
