@@ -1,0 +1,246 @@
+"""Where an HF checkpoint on disk keeps the MLP's weight vectors, read and written in place.
+
+Nothing is loaded: a tensor is a memory map of the bits that its safetensors file holds.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from tars_lens.errors import TarsError
+from tars_lens.lens import Role
+from tars_lens.weights import Place
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_MLP = re.compile(
+    r"(?:^|\.)(?:layers|h)\.(\d+)\."
+    r"(?:(?:mlp\.)?(gate_proj|up_proj|down_proj|gate_up_proj|dense_h_to_4h|dense_4h_to_h|fc1|fc2)"
+    r"|mlp\.(c_fc|c_proj))\.weight$"  # GPT-2's attention has a c_proj as well
+)
+_OTHER_TOWER = re.compile(r"vision|visual|audio|image", re.IGNORECASE)
+_CONV1D = {"gpt2", "openai-gpt"}  # store [in, out] where all others store [out, in]
+_ROLES: dict[str, Role] = {
+    "gate_proj": "gate",
+    "up_proj": "in",
+    "down_proj": "out",
+    "c_fc": "in",
+    "c_proj": "out",
+    "dense_h_to_4h": "in",
+    "dense_4h_to_h": "out",
+    "fc1": "in",
+    "fc2": "out",
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a safetensors file.
+
+    Attributes:
+        file: The file.
+        key: Its name there.
+        dtype: As safetensors writes it (`BF16`).
+        shape: Its shape.
+        offset: The file's byte at which it begins.
+        nbytes: Its size.
+    """
+
+    file: Path
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    def raw(self) -> np.ndarray:
+        """Its bytes, a read-only map of the file."""
+        if not self.nbytes:
+            return np.zeros(0, np.uint8)
+        return np.memmap(self.file, np.uint8, "r", self.offset, (self.nbytes,))
+
+    def bits(self, mode: Literal["r", "r+"] = "r") -> np.memmap:
+        """Its values as unsigned integers of their size, a map of the file."""
+        kind = np.dtype(f"<u{_SIZES[self.dtype]}")
+        return np.memmap(self.file, kind, mode, self.offset, self.shape)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a checkpoint keeps one matrix of weight vectors.
+
+    Attributes:
+        tensor: The tensor that holds it.
+        half: 0 or 1 where it is the first or second half of a joint gate and in-projection.
+        transposed: Whether the neurons are the tensor's columns.
+    """
+
+    tensor: StoredTensor
+    half: Literal[0, 1] | None
+    transposed: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the rows."""
+        return DTYPES[self.tensor.dtype]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(d_mlp, d_model)`."""
+        first, second = self.tensor.shape
+        if self.half is not None:
+            first //= 2
+        return (second, first) if self.transposed else (first, second)
+
+    def view(self, whole: np.ndarray) -> np.ndarray:
+        """The `[d_mlp, d_model]` part of an array that is shaped as the tensor."""
+        if self.half is not None:
+            middle = len(whole) // 2
+            whole = whole[middle:] if self.half else whole[:middle]
+        return whole.T if self.transposed else whole
+
+    def sha256(self) -> str:
+        """The same as `Lens.tensor_sha256` of this matrix in the model."""
+        rows = np.ascontiguousarray(self.view(self.tensor.bits()))
+        return hashlib.sha256(rows.data).hexdigest()
+
+
+def checkpoint_slots(folder: Path | str) -> dict[Place, Slot]:
+    """Every matrix of MLP weight vectors in a checkpoint, by layer and role.
+
+    Raises:
+        TarsError: Not an HF checkpoint in safetensors, or not of a dense MLP in plain floats.
+    """
+    conv1d = _config(Path(folder)).get("model_type") in _CONV1D
+    slots: dict[Place, Slot] = {}
+    for tensor in stored_tensors(folder).values():
+        for place, slot in _slots(tensor, conv1d):
+            if place in slots:
+                raise TarsError(
+                    f"{str(folder)!r} has two MLPs for layer {place[0]}: {tensor.key!r} and "
+                    f"{slots[place].tensor.key!r}. Export the language model alone, then edit it."
+                )
+            slots[place] = slot
+    if not slots:
+        raise TarsError(
+            f"{str(folder)!r} holds no plain MLP weights (a mixture of experts, or quantised?). "
+            "Choose a dense checkpoint in bfloat16, float16 or float32."
+        )
+    for place, slot in slots.items():
+        _check(folder, place, slot, slots.get((place[0], "out")))
+    return slots
+
+
+def stored_tensors(folder: Path | str) -> dict[str, StoredTensor]:
+    """Every tensor of a checkpoint's weight files, by key; reads their headers alone.
+
+    Raises:
+        TarsError: No safetensors weights, or a file that isn't whole.
+    """
+    return {t.key: t for file in weight_files(folder) for t in _file_tensors(file)}
+
+
+def weight_files(folder: Path | str) -> list[Path]:
+    """The safetensors files that `from_pretrained` would read.
+
+    Raises:
+        TarsError: There are none, or the index names one that isn't there.
+    """
+    folder = Path(folder)
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise TarsError(
+            f"{str(folder)!r} has neither {single.name} nor {index.name}. Save the model there "
+            "with save_pretrained (safetensors is its default)."
+        )
+    names = sorted(set(_json(index).get("weight_map", {}).values()))
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise TarsError(f"{str(index)!r} names {name!r}, which isn't there: download it again.")
+    return [folder / name for name in names]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise TarsError(f"{str(folder)!r} is not a Hugging Face checkpoint: it has no config.json.")
+    config = _json(file)
+    if config.get("quantization_config"):
+        raise TarsError(
+            f"{str(folder)!r} has packed (quantised) weights, which can't be edited in place. Use "
+            "the unquantised checkpoint of the same model."
+        )
+    return config
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TarsError(f"cannot read {str(file)!r}: {error}.") from error
+    if not isinstance(value, dict):
+        raise TarsError(f"{str(file)!r} is not a JSON table: download it again.")
+    return value
+
+
+def _file_tensors(file: Path) -> Iterator[StoredTensor]:
+    """The tensors of one file; its format is an 8-byte length, a JSON header, and the data."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= size - 8:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        found = [_stored(file, key, entry, 8 + length) for key, entry in header.items()]
+        if any(tensor.offset + tensor.nbytes > size for tensor in found):
+            raise ValueError("its data end before the header says")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TarsError(
+            f"{str(file)!r} is not a whole safetensors file ({error}): download it again."
+        ) from error
+    yield from found
+
+
+def _stored(file: Path, key: str, entry: dict[str, Any], data: int) -> StoredTensor:
+    start, stop = entry["data_offsets"]
+    return StoredTensor(
+        file, key, entry["dtype"], tuple(entry["shape"]), data + start, stop - start
+    )
+
+
+def _slots(tensor: StoredTensor, conv1d: bool) -> Iterator[tuple[Place, Slot]]:
+    found = _MLP.search(tensor.key)
+    if found is None or _OTHER_TOWER.search(tensor.key):
+        return
+    layer, name = int(found[1]), found[2] or found[3]
+    if name == "gate_up_proj":
+        yield (layer, "gate"), Slot(tensor, 0, False)
+        yield (layer, "in"), Slot(tensor, 1, False)
+        return
+    role = _ROLES[name]
+    yield (layer, role), Slot(tensor, None, (role == "out") != conv1d)
+
+
+def _check(folder: Path | str, place: Place, slot: Slot, out: Slot | None) -> None:
+    tensor = slot.tensor
+    if tensor.dtype not in DTYPES or len(tensor.shape) != 2:
+        raise TarsError(
+            f"{str(folder)!r}: {tensor.key!r} is packed ({tensor.dtype}, shape {tensor.shape}) and "
+            "can't be edited in place. Use the unquantised checkpoint of the same model."
+        )
+    if out is None or slot.shape != out.shape:
+        raise TarsError(
+            f"{str(folder)!r}: {tensor.key!r} of shape {tensor.shape} doesn't fit the "
+            f"out-projection of layer {place[0]}: this layout of MLP is not known."
+        )
