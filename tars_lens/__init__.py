@@ -1,1 +1,65 @@
-"""tars_lens: find, remove and explain a concept in a language model."""
+"""tars_lens: find, remove and explain a concept in a language model.
+
+    lens = tars_lens.load("smollm2-135m")
+    erasure = tars_lens.erase(lens, [tars_lens.Concept.load("saturn")])
+
+The method is targeted angular reversal of weights (TARS, arXiv 2412.10257).
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from tars_lens.concept import Concept, builtin_concepts
+from tars_lens.errors import TarsError
+
+if TYPE_CHECKING:
+    from tars_lens.erasure import Erasure, erase
+    from tars_lens.lens import Lens
+    from tars_lens.loading import load
+    from tars_lens.patch import Patch
+    from tars_lens.ranking import rank
+    from tars_lens.reversal import reverse
+    from tars_lens.settings import Settings
+    from tars_lens.targeting import TargetingVector, target
+    from tars_lens.verification import verify
+
+_ROOMS = {
+    "Erasure": "erasure",
+    "erase": "erasure",
+    "Lens": "lens",
+    "load": "loading",
+    "Patch": "patch",
+    "rank": "ranking",
+    "reverse": "reversal",
+    "Settings": "settings",
+    "TargetingVector": "targeting",
+    "target": "targeting",
+    "verify": "verification",
+}
+
+__all__ = [
+    "Concept",
+    "Erasure",
+    "Lens",
+    "Patch",
+    "Settings",
+    "TargetingVector",
+    "TarsError",
+    "builtin_concepts",
+    "erase",
+    "load",
+    "rank",
+    "reverse",
+    "target",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: torch takes seconds, and `--help` needs none."""
+    from importlib import import_module
+
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'tars_lens' has no attribute {name!r}")
+    value = getattr(import_module(f"tars_lens.{_ROOMS[name]}"), name)
+    globals()[name] = value
+    return value

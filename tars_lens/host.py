@@ -8,7 +8,9 @@ from tars_lens.lens import Lens
 from tars_lens.neutral import Neutral
 
 
-def idle_neuron(lens: Lens, neutral: Neutral, layer: int, taken: Collection[tuple[int, int]]) -> int:
+def idle_neuron(
+    lens: Lens, neutral: Neutral, layer: int, taken: Collection[tuple[int, int]]
+) -> int:
     """The neuron of a layer with the least rms activation times `out` norm on plain text.
 
     Args:

@@ -6,7 +6,7 @@ unprocessed `HookedTransformer` (3.9). What differs between architectures and ve
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -240,10 +240,8 @@ class Lens:
                 raise _Seen
 
         with self._watching(wanted, keep), self._resumed(resume):
-            try:
+            with suppress(_Seen):
                 self.model(ids, return_type="logits")
-            except _Seen:
-                pass
         return seen
 
     def residual(

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.discriminant import Discriminant
-from tars_lens.lens import Lens
+from tars_lens.lens import Lens, Role
+from tars_lens.neutral import Neutral
 from tars_lens.weights import Edits, Rows
 
 GAIN = 16.0
@@ -19,7 +20,7 @@ Unit = Literal["linear", "squared"]
 """How the activation grows with the score: `linear` for a late write, `squared` for an early."""
 
 
-def activation_at_one(lens: Lens, unit: Unit) -> float:
+def activation_atone_row(lens: Lens, unit: Unit) -> float:
     """The neuron's activation where the discriminant's score is 1."""
     return GAIN * GAIN if lens.gated and unit == "squared" else GAIN
 
@@ -33,16 +34,28 @@ def reading_rows(
     bias, which stays, is taken out of it.
     """
     row = reader.row(threshold=threshold, gain=GAIN)
+    read: dict[Role, Tensor] = {"in": row}
     if lens.gated:
-        other = row if unit == "squared" else reader.bias
-        rows = {"gate": row, "in": other}
-    else:
-        rows = {"in": row}
-    for role in rows:
-        bias = lens.bias(layer, role)
-        if bias is not None:
-            rows[role] = rows[role] - float(bias[neuron]) * reader.bias
-    return {(layer, role): _one(lens, neuron, values) for role, values in rows.items()}
+        read = {"gate": row, "in": row if unit == "squared" else reader.bias}
+    return {
+        (layer, role): one_row(
+            lens, neuron, without_bias(lens, layer, role, neuron, values, reader)
+        )
+        for role, values in read.items()
+    }
+
+
+def without_bias(
+    lens: Lens,
+    layer: int,
+    role: Role,
+    neuron: int,
+    row: Float[Tensor, " d_model"],
+    reader: Discriminant,
+) -> Float[Tensor, " d_model"]:
+    """A read row less what cancels the host's own bias, where the model has biases."""
+    bias = lens.bias(layer, role)
+    return row if bias is None else row - float(bias[neuron]) * reader.bias
 
 
 def writing_row(
@@ -59,23 +72,30 @@ def writing_row(
     Where the MLP's output is normed again (Gemma), the row is divided by that norm's gain;
     `size` is then in units of the MLP's output before the norm.
     """
+    row = -size / activation_atone_row(lens, unit) * post_norm_row(lens, layer, direction)
+    return {(layer, "out"): one_row(lens, neuron, row)}
+
+
+def post_norm_row(
+    lens: Lens, layer: int, direction: Float[Tensor, " d_model"]
+) -> Float[Tensor, " d_model"]:
+    """The unit row that ends up as `direction` in the stream, past the MLP's post-norm if any."""
     unit_direction = direction / direction.norm()
     gain = lens.post_norm_gain(layer)
-    if gain is not None:
-        # the gains are exactly 0 in places (Gemma-3-270M), so the division is regularised
-        square = gain.float().square()
-        unit_direction = unit_direction * gain.float() / (square + _POST_NORM_RIDGE * square.mean())
-        unit_direction = unit_direction / unit_direction.norm()
-    row = -size / activation_at_one(lens, unit) * unit_direction
-    return {(layer, "out"): _one(lens, neuron, row)}
+    if gain is None:
+        return unit_direction
+    # the gains are exactly 0 in places (Gemma-3-270M), so the division is regularised
+    square = gain.float().square()
+    row = unit_direction * gain.float() / (square + _POST_NORM_RIDGE * square.mean())
+    return row / row.norm()
 
 
-def write_scale(
-    lens: Lens, layer: int, residual: Float[Tensor, " layers"], mlp: Float[Tensor, " layers"]
-) -> float:
+def write_scale(lens: Lens, layer: int, neutral: Neutral) -> float:
     """The natural size of a write: the median residual norm, or MLP output's before a post-norm."""
-    return float((residual if lens.post_norm_gain(layer) is None else mlp)[layer])
+    plain = lens.post_norm_gain(layer) is None
+    return float((neutral.residual_norm if plain else neutral.mlp_norm)[layer])
 
 
-def _one(lens: Lens, neuron: int, values: Float[Tensor, " d_model"]) -> Rows:
+def one_row(lens: Lens, neuron: int, values: Float[Tensor, " d_model"]) -> Rows:
+    """One neuron's row in the model's dtype."""
     return Rows(torch.tensor([neuron], device=lens.device), values[None].to(lens.dtype))

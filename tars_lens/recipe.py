@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tars_lens.concept import Concept
 from tars_lens.host import idle_neuron
 from tars_lens.lens import Batch, Lens
 from tars_lens.neuron import reading_rows, write_scale, writing_row
@@ -67,19 +68,36 @@ class Trials:
     settings: Settings
 
     @classmethod
-    def of(cls, lens: Lens, study: Study, windows: Windows, settings: Settings) -> "Trials":
-        """Runs the material up to the first layer that the recipe edits."""
-        layer = settings.layers(lens.n_layers)[0]
-        card = study.concept
-        forward = [*study.known_prompts, *(p.prompt for p in card.validation.forward)]
-        near = list(dict.fromkeys(p.prompt for p in (*card.contrast, *card.validation.neighbour)))
+    def of(
+        cls,
+        lens: Lens,
+        concept: Concept,
+        prompts: Sequence[str],
+        tokens: Sequence[int],
+        windows: Windows,
+        settings: Settings,
+        layer: int,
+    ) -> "Trials":
+        """Runs the material up to `layer`, the first that any edit on trial will touch.
+
+        Args:
+            lens: The model as it stands.
+            concept: The card, whose validation and contrast are used.
+            prompts: The concept prompts that lead to the concept.
+            tokens: The concept's first tokens.
+            windows: Whose validation windows are the plain text.
+            settings: The budgets.
+            layer: Where to stop.
+        """
+        forward = [*prompts, *(p.prompt for p in concept.validation.forward)]
+        near = dict.fromkeys(p.prompt for p in (*concept.contrast, *concept.validation.neighbour))
         ids = windows.validation
         last = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
         return cls(
             forward=Bench.of(lens, lens.prompts(forward), layer),
-            near=Bench.of(lens, lens.prompts(near), layer) if near else None,
+            near=Bench.of(lens, lens.prompts(list(near)), layer) if near else None,
             plain=Bench.of(lens, Batch(ids, last), layer),
-            tokens=study.tokens,
+            tokens=tuple(tokens),
             settings=settings,
         )
 
@@ -107,18 +125,25 @@ class Trials:
         """
         tried: list[tuple[float, float, dict[str, Any]]] = []
         for threshold in thresholds:
-            excess, figures = self._excess(build(threshold))
+            figures = self.effects(build(threshold))
+            excess = self.excess(figures)
             if excess <= 1:
                 return threshold, figures
             tried.append((excess, threshold, {**figures, "over_budget": excess}))
         _, threshold, figures = min(tried, key=lambda row: row[0])
         return threshold, figures
 
-    def _excess(self, edits: Edits) -> tuple[float, dict[str, Any]]:
-        plain = self.plain.mean_kl(edits)
+    def effects(self, edits: Edits) -> dict[str, Any]:
+        """Side effects: mean KL on plain text, and the largest KL at a near prompt."""
         near = float(self.near.end_kl(edits, self.tokens).max()) if self.near else 0.0
-        excess = max(plain / self.settings.max_kl, near / self.settings.max_neighbour_kl)
-        return excess, {"plain_kl": plain, "neighbour_kl": near}
+        return {"plain_kl": self.plain.mean_kl(edits), "neighbour_kl": near}
+
+    def excess(self, effects: dict[str, Any]) -> float:
+        """By what factor the side effects exceed the tighter of the two budgets."""
+        return max(
+            effects["plain_kl"] / self.settings.max_kl,
+            effects["neighbour_kl"] / self.settings.max_neighbour_kl,
+        )
 
 
 def reverse_parts(
@@ -179,7 +204,7 @@ def forward_part(
     """
     settings = trials.settings
     neuron = idle_neuron(lens, neutral, layer, taken)
-    natural = write_scale(lens, layer, neutral.residual_norm, neutral.mlp_norm)
+    natural = write_scale(lens, layer, neutral)
     strengths: dict[float, float] = {}
 
     def at(threshold: float, strength: float) -> Edits:
@@ -190,7 +215,9 @@ def forward_part(
 
     def build(threshold: float) -> Edits:
         if threshold not in strengths:
-            found = _smallest(lambda strength: trials.left(at(threshold, strength)), settings.goal)
+            found = smallest_strength(
+                lambda strength: trials.left(at(threshold, strength)), settings.goal
+            )
             strengths[threshold] = settings.safety * found
         return at(threshold, strengths[threshold])
 
@@ -217,7 +244,7 @@ def joined(parts: Iterable[Edits]) -> Edits:
     }
 
 
-def _smallest(left: Callable[[float], float], goal: float) -> float:
+def smallest_strength(left: Callable[[float], float], goal: float) -> float:
     """The smallest strength of the grid that leaves at most `goal`, by bisection.
 
     Where none does, the one that leaves least.

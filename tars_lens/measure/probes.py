@@ -28,7 +28,7 @@ def probe_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) ->
     Returns:
         Columns concept, kind, language, prompt, answer, p, known.
     """
-    rows = _listed(concept, concept.probes if probes is None else probes)
+    rows = _listed(concept.probes if probes is None else probes)
     if not rows:
         return pd.DataFrame(columns=[*_COLUMNS, "p", "known"])
     said = answer_probabilities(
@@ -66,7 +66,9 @@ def base_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) -> 
             for prompt in frame.loc[reverse, "prompt"]
         ]
         answers = [[answer] for answer in frame.loc[reverse, "answer"]]
-        frame.loc[reverse, "floor"] = answer_probabilities(lens, texts, answers).probability.tolist()
+        frame.loc[reverse, "floor"] = answer_probabilities(
+            lens, texts, answers
+        ).probability.tolist()
     frame["set_phrase"] = reverse & (frame["floor"] > frame["p_before"] / 2)
     return frame
 
@@ -91,7 +93,7 @@ def probe_figures(frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _listed(concept: Concept, probes: ProbeSet) -> list[tuple[str, Probe]]:
+def _listed(probes: ProbeSet) -> list[tuple[str, Probe]]:
     return [(kind, probe) for kind in KINDS for probe in getattr(probes, kind)]
 
 

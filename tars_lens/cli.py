@@ -1,0 +1,175 @@
+"""The commands. Heavy imports happen inside each, so that `--help` is instant."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tars_lens.errors import TarsError
+
+app = typer.Typer(
+    name="tars-lens",
+    help="Find, remove and explain a concept in a language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DEFAULT_MODEL = "smollm2-135m"
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="A built-in name, a hub id, a folder or a .gguf file.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+Seed = Annotated[int, typer.Option(help="Of every random draw.")]
+Corpus = Annotated[
+    str | None,
+    typer.Option(
+        help="Plain text: a MediaWiki dump (.xml, .xml.bz2), a folder of text, a .jsonl file, or "
+        "datasets:NAME. Default: a sample of Wikipedia."
+    ),
+]
+
+
+@app.command()
+def erase(
+    concepts: Annotated[list[str], typer.Argument(help="Built-in names or paths to cards.")],
+    model: Model = DEFAULT_MODEL,
+    out: Annotated[Path, typer.Option(help="Where patches and report go.")] = Path("runs/erase"),
+    seed: Seed = 0,
+    edits: Annotated[
+        int | None, typer.Option(help="At most so many weight vectors a concept.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="tars (the recipe) or paper (the abstract).")
+    ] = "tars",
+    corpus: Corpus = None,
+    kl_tokens: Annotated[
+        int, typer.Option(help="Tokens of plain text that damage is measured on; 0 for none.")
+    ] = 25_600,
+    max_kl: Annotated[
+        float, typer.Option(help="Mean KL on plain validation text that a concept may cost.")
+    ] = 0.001,
+    quiet: Quiet = False,
+) -> None:
+    """Remove concepts one after another, with proof of what changed and what it cost."""
+    from tars_lens.concept import Concept
+    from tars_lens.settings import Settings
+
+    settings = Settings(name=method, seed=seed, edits=edits, max_kl=max_kl)  # type: ignore[arg-type]
+    cards = [Concept.load(concept) for concept in concepts]
+    from tars_lens.files import writable_folder
+
+    writable_folder(out)
+    console = _console(quiet)
+    with _progress(quiet) as advance:
+        advance(f"loading {model}", 0, 1)
+        from tars_lens.corpus import load_corpus
+        from tars_lens.erasure import erase as run
+        from tars_lens.loading import load
+
+        text = load_corpus(corpus)
+        lens = load(model, progress=not quiet)
+        advance(f"loading {model}", 1, 1)
+        try:
+            erasure = run(
+                lens,
+                cards,
+                settings=settings,
+                corpus=text,
+                kl_tokens=kl_tokens,
+                advance=advance,
+                keep=lambda patch: patch.save(out / f"{patch.label}.safetensors"),
+            )
+        except KeyboardInterrupt:
+            typer.echo(f"stopped; the patches made so far are in {out}", err=True)
+            raise typer.Exit(130) from None
+    erasure.save(out)
+    if not quiet:
+        from tars_lens.report.summary import print_summary
+
+        print_summary(erasure.report, console)
+        console.print(f"Written to {out}: report.json, edits.csv, probes.csv, and a patch each.")
+    verified = erasure.report["verified"]
+    proven = verified["others_identical"] and verified["restored_identical"]
+    if not proven or verified["rows_changed"] != verified["rows_planned"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def concepts(quiet: Quiet = False) -> None:
+    """List the built-in concept cards."""
+    from rich.table import Table
+
+    from tars_lens.concept import Concept, builtin_concepts
+
+    table = Table(title=None if quiet else "Built-in concepts")
+    for title in ("name", "answer", "forward", "reverse", "neighbour", "languages"):
+        table.add_column(title)
+    for name in builtin_concepts():
+        card = Concept.load(name)
+        probes = card.probes
+        counts = (str(len(k)) for k in (probes.forward, probes.reverse, probes.neighbour))
+        languages = sorted({probe.language for probe in probes.multilingual})
+        table.add_row(name, card.answer, *counts, " ".join(languages))
+    _console(False).print(table)
+
+
+@app.command()
+def models() -> None:
+    """List the built-in models, with size, licence and whether they are cached."""
+    from rich.table import Table
+
+    from tars_lens.checkpoints import model_table
+
+    frame = model_table()
+    table = Table()
+    for title in frame.columns:
+        table.add_column(str(title))
+    for row in frame.itertuples(index=False):
+        table.add_row(
+            *[_cell(title, value) for title, value in zip(frame.columns, row, strict=True)]
+        )
+    _console(False).print(table)
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one plain message and exit code 2."""
+    import logging
+
+    from rich.logging import RichHandler
+
+    handler = RichHandler(show_time=False, show_path=False, console=_console(False, stderr=True))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    try:
+        app()
+    except TarsError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+def _cell(title: Any, value: Any) -> str:
+    if str(title).endswith("_bytes") and value == value and value is not None:
+        return f"{int(value) / 1e6:,.0f} MB"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _console(quiet: bool, *, stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    # a pipe has no width of its own, and tables are to stay whole in it
+    console = Console(stderr=stderr, quiet=quiet, highlight=False)
+    return (
+        console
+        if console.is_terminal
+        else Console(stderr=stderr, quiet=quiet, highlight=False, width=130)
+    )
+
+
+def _progress(quiet: bool) -> Any:
+    from tars_lens.report.progress import progress
+
+    return progress(quiet=quiet)

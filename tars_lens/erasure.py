@@ -1,0 +1,265 @@
+"""The pipeline: concepts removed one after another, measured, verified and reported."""
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tars_lens import stack
+from tars_lens.concept import Concept
+from tars_lens.corpus import Corpus, load_corpus
+from tars_lens.errors import TarsError
+from tars_lens.files import write_json, write_text
+from tars_lens.lens import Lens
+from tars_lens.measure.kl import Divergence, paired_kl
+from tars_lens.measure.probes import base_frame, probe_figures, with_after
+from tars_lens.neutral import Neutral
+from tars_lens.paper import remove_literally
+from tars_lens.patch import Patch
+from tars_lens.patch_tools import merge
+from tars_lens.removal import Removal, remove
+from tars_lens.settings import Settings
+from tars_lens.study import study
+from tars_lens.unembedding import Unembedding
+from tars_lens.verification import Verification, verify
+from tars_lens.windows import Windows, cut
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = 1
+
+Advance = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+_STRENGTHEN = 2.0
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What `erase` found: a patch a concept, the report, and the tables it is made of.
+
+    Attributes:
+        patches: One for each concept, in the order of removal.
+        report: `report.json`, as the design's contract has it.
+        tables: Data frames by name: `edits`, `probes`, `kl_worst`.
+    """
+
+    patches: tuple[Patch, ...]
+    report: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
+
+    def save(self, folder: Path | str) -> None:
+        """Writes a patch file each, `report.json` and the tables as CSV.
+
+        Raises:
+            TarsError: The folder can't be written.
+        """
+        folder = Path(folder)
+        for patch in self.patches:
+            patch.save(folder / f"{patch.label}.safetensors")
+        for name, table in self.tables.items():
+            write_text(folder / f"{name}.csv", table.to_csv(index=False))
+        write_json(folder / "report.json", self.report)
+
+
+def erase(
+    lens: Lens,
+    concepts: Sequence[Concept],
+    *,
+    settings: Settings | None = None,
+    corpus: Corpus | None = None,
+    kl_tokens: int = 25_600,
+    advance: Advance | None = None,
+    keep: Callable[[Patch], None] | None = None,
+) -> Erasure:
+    """Removes concepts one after another; the model is left as it was found.
+
+    Args:
+        lens: The base model.
+        concepts: Cards, in the order of removal.
+        settings: Method, budgets and seed; the recipe's defaults where not given.
+        corpus: Text for statistics and for the KL; the built-in Wikipedia sample by default.
+        kl_tokens: How much text the KL is measured on; 0 leaves it out.
+        advance: Told of the progress.
+        keep: Given each patch as soon as it is made, so that an interrupted run loses nothing.
+
+    Raises:
+        TarsError: No concept or one twice, patches on the model, or a prompt that doesn't lead to
+            its concept.
+    """
+    started = time.perf_counter()
+    settings = settings or Settings()
+    say = advance or _silent
+    _check(lens, concepts)
+    windows = cut(lens, corpus or load_corpus(), reported_tokens=max(kl_tokens, 1))
+    bases = [base_frame(lens, concept) for concept in concepts]
+    try:
+        removals, seconds = _sequence(lens, concepts, windows, settings, say, keep)
+        afters = [
+            with_after(base, lens, concept) for base, concept in zip(bases, concepts, strict=True)
+        ]
+    finally:
+        for patch in stack.applied_patches(lens):
+            patch.revert(lens)
+    patches = tuple(removal.patch for removal in removals)
+    divergence = _divergence(lens, patches, windows, say) if kl_tokens else None
+    say("verifying", 0, 1)
+    verified = verify(lens, patches)
+    say("verifying", 1, 1)
+    forms = [f for c in concepts for f in (*c.names, *c.surface_forms)]
+    report = {
+        "schema": SCHEMA,
+        "model": _model(lens),
+        "method": {**settings.to_dict(), "versions": patches[0].versions},
+        "concepts": [
+            {
+                "name": concept.name,
+                "edits": _edits(patch),
+                "parts": patch.method["parts"],
+                "probes": probe_figures(after),
+                "seconds": took,
+            }
+            for concept, patch, after, took in zip(concepts, patches, afters, seconds, strict=True)
+        ],
+        "kl": divergence.figures(forms) if divergence else None,
+        "verified": _verified(verified),
+        "cost": {"seconds": time.perf_counter() - started, "peak_rss_bytes": peak_rss_bytes()},
+    }
+    tables = {
+        "edits": pd.concat([_labelled(p) for p in patches], ignore_index=True),
+        "probes": pd.concat(afters, ignore_index=True),
+    }
+    if divergence:
+        tables["kl_worst"] = divergence.worst(lens, forms)
+    return Erasure(patches, report, tables)
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _check(lens: Lens, concepts: Sequence[Concept]) -> None:
+    if not concepts:
+        raise TarsError("no concept was given: name at least one card.")
+    names = [concept.key for concept in concepts]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise TarsError(f"the concept {twice!r} is given twice; each can be removed once.")
+    if stack.applied_patches(lens):
+        raise TarsError("patches are applied to the model: revert them, erase starts at the base.")
+
+
+def _sequence(
+    lens: Lens,
+    concepts: Sequence[Concept],
+    windows: Windows,
+    settings: Settings,
+    say: Advance,
+    keep: Callable[[Patch], None] | None,
+) -> tuple[list[Removal], list[float]]:
+    """Removes each concept with all earlier ones gone, and leaves their patches on the model."""
+    remover = _remover(lens, concepts, windows, settings, say)
+    removals: list[Removal] = []
+    seconds: list[float] = []
+    for index, concept in enumerate(concepts):
+        say(f"removing {concept.name}", index, len(concepts))
+        started = time.perf_counter()
+        taken = {host for removal in removals for host in removal.hosts}
+        removal = remover(concept, taken)
+        removal.patch.apply(lens)
+        removals.append(removal)
+        removals = _checked_again(lens, removals, settings)
+        seconds.append(time.perf_counter() - started)
+        for each in removals if keep else ():
+            keep(each.patch)  # type: ignore[misc] # not None: the line above
+    say("removing concepts", len(concepts), len(concepts))
+    return removals, seconds
+
+
+def _remover(
+    lens: Lens, concepts: Sequence[Concept], windows: Windows, settings: Settings, say: Advance
+) -> Callable[[Concept, set[tuple[int, int]]], Removal]:
+    """How the chosen method removes one concept, with all that it needs of the base gathered."""
+    if settings.name == "paper":
+        return lambda concept, _taken: remove_literally(lens, concept, windows, settings)
+    say("reading plain text", 0, 1)
+    neutral = Neutral.cached(lens, windows.statistics, settings.layers(lens.n_layers))
+    unembedding = Unembedding.fit(lens)
+    say("reading plain text", 1, 1)
+    studies = {c.name: study(lens, c, neutral, unembedding, settings) for c in concepts}
+    return lambda concept, taken: remove(
+        lens, studies[concept.name], neutral, windows, settings, taken
+    )
+
+
+def _checked_again(lens: Lens, removals: list[Removal], settings: Settings) -> list[Removal]:
+    """Strengthens each earlier concept that the latest edit brought back."""
+    found = []
+    for removal in removals:
+        for _ in range(_ATTEMPTS):
+            if removal.left(lens) <= settings.goal or settings.name == "paper":
+                break
+            removal.patch.revert(lens)
+            removal = removal.strengthened(lens, _STRENGTHEN, settings)
+            removal.patch.apply(lens)
+            logger.info("%s came back on validation text: strengthened", removal.concept.name)
+        found.append(removal)
+    return found
+
+
+def _divergence(lens: Lens, patches: Sequence[Patch], windows: Windows, say: Advance) -> Divergence:
+    total = len(windows.reported)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        say("comparing on plain text", done, total)
+
+    say("comparing on plain text", 0, total)
+    return paired_kl(lens, merge(patches).new_rows, windows, advance=advance)
+
+
+def _model(lens: Lens) -> dict[str, Any]:
+    return {
+        "name": lens.name,
+        "sha256": lens.sha256,
+        "layers": lens.n_layers,
+        "d_model": lens.d_model,
+        "d_mlp": lens.d_mlp,
+        "dtype": str(lens.dtype).removeprefix("torch."),
+    }
+
+
+def _edits(patch: Patch) -> list[dict[str, Any]]:
+    frame = patch.to_frame()
+    frame["cosine"] = frame["cosine"].astype(object).where(frame["cosine"].notna(), None)
+    return frame[["layer", "role", "neuron", "cosine"]].to_dict("records")
+
+
+def _labelled(patch: Patch) -> pd.DataFrame:
+    frame = patch.to_frame()
+    frame.insert(0, "concept", patch.label)
+    return frame
+
+
+def _verified(verification: Verification) -> dict[str, Any]:
+    return {
+        "rows_changed": verification.rows_changed,
+        "rows_planned": verification.rows_planned,
+        "others_identical": verification.others_identical,
+        "restored_identical": verification.restored_identical,
+    }
+
+
+def _silent(_what: str, _done: int, _total: int) -> None:
+    """No progress."""

@@ -1,0 +1,154 @@
+"""One concept out of the model: the parts of its edit, within the vectors and budgets given."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tars_lens import stack
+from tars_lens.concept import Concept
+from tars_lens.few import read_and_write, write_only
+from tars_lens.lens import Lens
+from tars_lens.neutral import Neutral
+from tars_lens.patch import Patch
+from tars_lens.recipe import Part, Trials, forward_part, joined, reverse_parts
+from tars_lens.settings import Settings
+from tars_lens.study import Study
+from tars_lens.weights import Place, written
+from tars_lens.windows import Windows
+
+
+@dataclass(frozen=True)
+class Removal:
+    """How a concept is removed, and what is needed to check it again later.
+
+    Attributes:
+        concept: The card.
+        parts: The neurons that it takes.
+        trials: The material that its strength was chosen on.
+        patch: The edit as a patch of the base.
+    """
+
+    concept: Concept
+    parts: tuple[Part, ...]
+    trials: Trials
+    patch: Patch
+
+    @property
+    def hosts(self) -> set[tuple[int, int]]:
+        """`(layer, neuron)` of every neuron that the edit takes over."""
+        return {(part.layer, part.neuron) for part in self.parts}
+
+    def left(self, lens: Lens) -> float:
+        """The concept's largest probability on its validation text by the model as it stands."""
+        batch = self.trials.forward.batch
+        logits = lens.next_logits(batch)
+        return float(logits.softmax(dim=-1)[:, list(self.trials.tokens)].sum(dim=1).max())
+
+    def strengthened(self, lens: Lens, factor: float, settings: Settings) -> "Removal":
+        """The same removal with the forward writes `factor` times as large."""
+        parts = tuple(_scaled(p, factor) if p.kind == "forward" else p for p in self.parts)
+        return replace(self, parts=parts, patch=build_patch(lens, self.concept, parts, settings))
+
+
+def remove(
+    lens: Lens,
+    study: Study,
+    neutral: Neutral,
+    windows: Windows,
+    settings: Settings,
+    taken: Iterable[tuple[int, int]],
+) -> Removal:
+    """Finds the edit of one concept by the recipe `tars`; leaves the model as it is.
+
+    Args:
+        lens: The model as it stands, with earlier concepts removed.
+        study: What the base shows of the concept.
+        neutral: Statistics of the base on plain text.
+        windows: Whose validation windows side effects are measured on.
+        settings: Budgets, and how many vectors there may be.
+        taken: Hosts of earlier concepts.
+    """
+    trials = Trials.of(
+        lens,
+        study.concept,
+        study.known_prompts,
+        study.tokens,
+        windows,
+        settings,
+        settings.layers(lens.n_layers)[0],
+    )
+    budget = settings.edits if settings.edits is not None else 1 << 30
+    width = len(lens.roles)
+    if budget < width:
+        few = write_only if budget == 1 else read_and_write
+        parts = [few(lens, study, neutral, trials, taken)]
+    else:
+        parts = _neurons(lens, study, neutral, trials, taken, budget // width)
+    patch = build_patch(lens, study.concept, parts, settings)
+    return Removal(study.concept, tuple(parts), trials, patch)
+
+
+def build_patch(lens: Lens, concept: Concept, parts: Sequence[Part], settings: Settings) -> Patch:
+    """The parts as one patch of the base, each row with its cosine to what it was replaced for."""
+    edits = joined(part.edits for part in parts)
+    return Patch.build(
+        lens,
+        edits,
+        concepts=[concept],
+        method={**settings.to_dict(), "parts": [_described(part) for part in parts]},
+        seed=settings.seed,
+        cosines=_cosines(lens, parts),
+        label=concept.key,
+    )
+
+
+def _neurons(
+    lens: Lens,
+    study: Study,
+    neutral: Neutral,
+    trials: Trials,
+    taken: Iterable[tuple[int, int]],
+    count: int,
+) -> list[Part]:
+    """At most `count` whole neurons: the last forward one first, then the reverse ones.
+
+    The reverse neurons sit earlier in the network, so they are put in before the forward
+    strength is sought; each forward neuron is sought with all earlier ones in place.
+    """
+    hosts = set(taken)
+    forward_layers = sorted(study.forward)[-count:]
+    spare = count - len(forward_layers)
+    parts = reverse_parts(lens, study, neutral, trials, hosts)[:spare] if spare else []
+    for layer in forward_layers:
+        hosts |= {(part.layer, part.neuron) for part in parts}
+        with written(lens, joined(part.edits for part in parts)):
+            trials = trials.onward(layer)
+            parts = [*parts, forward_part(lens, study, neutral, trials, layer, hosts)]
+    return parts
+
+
+def _scaled(part: Part, factor: float) -> Part:
+    edits: dict[Place, Any] = dict(part.edits)
+    place: Place = (part.layer, "out")
+    rows = edits[place]
+    edits[place] = rows._replace(values=rows.values * factor)
+    chosen = {**part.chosen, "strengthened": part.chosen.get("strengthened", 1.0) * factor}
+    return replace(part, edits=edits, chosen=chosen)
+
+
+def _described(part: Part) -> dict[str, Any]:
+    return {"kind": part.kind, "layer": part.layer, "neuron": part.neuron, **part.chosen}
+
+
+def _cosines(lens: Lens, parts: Sequence[Part]) -> dict[Place, Tensor]:
+    """The cosine of each replaced row with the direction that its neuron reverses."""
+    found: dict[Place, list[Tensor]] = {}
+    for part in parts:
+        for place, rows in part.edits.items():
+            old = stack.base_rows(lens, place, rows.neurons).values.float()
+            cosine = torch.cosine_similarity(old, part.direction[None].float(), dim=1)
+            found.setdefault(place, []).append(cosine)
+    return {place: torch.cat(values) for place, values in found.items()}
