@@ -111,7 +111,7 @@ def _rows(path: Path | str, place: Place, parts: dict[str, Tensor]) -> PatchRows
         and cosine.shape == neurons.shape
         and old.ndim == 2
         and old.shape == new.shape
-        and len(old) == len(neurons)
+        and len(old) == len(set(neurons.tolist())) == len(neurons) > 0
     )
     if not fits:
         shapes = {part: (str(t.dtype), tuple(t.shape)) for part, t in parts.items()}

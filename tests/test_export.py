@@ -153,6 +153,8 @@ def test_force_writes_the_rows_onto_another_base_and_warns(patch, tmp_path, capl
     lens, _ = boot(out)
     rows = patch.edits[1, "out"]
     assert torch.equal(lens.vectors(1, "out")[rows.neurons], rows.new.bfloat16())
+    planned = patch.n_rows  # the old rows of another base can't put this one back
+    assert verify_checkpoint(patch, source, out) == Verification(planned, planned, True, False)
 
 
 def test_a_patch_that_does_not_fit_is_refused_even_with_force(base, tmp_path):

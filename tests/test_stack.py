@@ -10,6 +10,7 @@ from patch_models import boot, random_patch, same, save_model, snapshot
 from tars_lens import stack
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens
+from tars_lens.model_state import model_state
 from tars_lens.patch import Patch
 from tars_lens.stack import applied_patches
 from tars_lens.verification import Verification, verify
@@ -119,6 +120,13 @@ def test_verify_proves_a_patch_and_leaves_the_model_as_it_was(lens):
     assert applied_patches(lens) == ()
 
 
+def test_the_whole_model_is_seen_and_each_piece_of_memory_once(lens):
+    seen = dict(model_state(lens.model))
+    tensors = [*lens.model.parameters(), *lens.model.buffers()]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    assert sum(t.nbytes for t in seen.values()) == sum(storages.values())
+
+
 def test_verify_works_while_patches_are_applied(llama):
     a, b = (random_patch(llama, rows, seed) for seed, rows in enumerate(SHARED[:2]))
     with a.applied(llama):
@@ -169,12 +177,24 @@ def test_verify_sees_the_other_half_of_a_joint_projection(tmp_path, monkeypatch)
     assert verify(lens, patch) == Verification(1, 1, False, True)
 
 
-def test_verify_sees_a_buffer_and_a_sign_of_zero(llama, monkeypatch):
+def test_verify_sees_a_buffer(llama, monkeypatch):
     patch = random_patch(llama, {(1, "out"): [4]})
-    buffer = dict(llama.model.named_buffers())["unembed._original_component.bias"]
-    assert not buffer.any()
-    _with_every_write(monkeypatch, lambda edited: buffer.fill_(-0.0 if edited else 0.0), patch)
+    buffer = next(iter(llama.model.buffers()))
+    kept = buffer.clone()
+    _with_every_write(monkeypatch, lambda edited: buffer.copy_(kept + 1 if edited else kept), patch)
     assert verify(llama, patch) == Verification(1, 1, False, True)
+
+
+@pytest.mark.parametrize("place", [(1, "out"), (2, "in")])  # compared by value, and by hash
+def test_verify_sees_the_sign_of_a_zero(llama, monkeypatch, place):
+    cell = llama.vectors(*place)[9, :1]
+    kept = cell.clone()
+    cell.fill_(0.0)
+    patch = random_patch(llama, {(1, "out"): [4]})
+    _with_every_write(monkeypatch, lambda edited: cell.fill_(-0.0 if edited else 0.0), patch)
+    found = verify(llama, patch)
+    cell.copy_(kept)
+    assert (found.others_identical, found.restored_identical) == (False, True)
 
 
 def test_verify_sees_what_a_revert_leaves_behind(llama, monkeypatch):
