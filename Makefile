@@ -1,0 +1,52 @@
+# Everything runs in .venv, which the targets build by themselves.
+
+# The newest of the usual names that is 3.11 or later; `make PYTHON=/path/to/python` overrides it.
+is_new_enough = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	if $$name $(is_new_enough) >/dev/null 2>&1; then echo $$name; break; fi; done)
+
+# tests must not wait for a hub that may be out of reach
+offline = HF_HUB_OFFLINE=1
+
+# the oldest supported TransformerLens, and the only supported line that has HookedTransformer
+TL3 = 3.9.0
+
+.PHONY: setup demo test test-tl3 clean
+
+setup: .venv/.stamp
+
+demo: setup
+	.venv/bin/tars-lens erase sherlock_holmes saturn --out runs/demo
+
+test: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	$(offline) .venv/bin/python -m pytest
+	$(MAKE) test-tl3
+
+test-tl3: .venv-tl3/.stamp
+	$(offline) .venv-tl3/bin/python -m pytest tests/test_lens_contract.py
+
+clean:
+	rm -rf .venv .venv-tl3 .mypy_cache .pytest_cache .ruff_cache build dist runs
+
+.venv/.stamp: pyproject.toml constraints.txt
+	$(call new_environment,.venv)
+	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv-tl3/.stamp: pyproject.toml constraints.txt
+	$(call new_environment,.venv-tl3)
+	sed 's/^transformer-lens==.*/transformer-lens==$(TL3)/' constraints.txt > .venv-tl3/constraints.txt
+	.venv-tl3/bin/python -m pip install --quiet -c .venv-tl3/constraints.txt -e . pytest beartype
+	@touch $@
+
+define new_environment
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later was found. Install one, or name it:" \
+		"make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" $(is_new_enough) || { echo "$(PYTHON) is not Python 3.11 or later. Name one:" \
+		"make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Setting up $(1): about a minute, once."
+	@"$(PYTHON)" -m venv $(1)
+endef
