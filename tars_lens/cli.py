@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tars_lens import cli_patch
 from tars_lens.errors import TarsError
 
 app = typer.Typer(
@@ -15,6 +16,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(cli_patch.app, name="patch")
 
 DEFAULT_MODEL = "smollm2-135m"
 

@@ -56,12 +56,12 @@ def export(
     slots = checkpoint_slots(source)
     for patch in chosen:
         _check(patch, slots, source, force)
-    with _whole_folder(out) as folder:
-        _copy(source, folder)
+    with whole_folder(out) as folder:
+        copy_checkpoint(source, folder)
         copied = checkpoint_slots(folder)
         for patch in chosen:
             for place, rows in patch.edits.items():
-                _write(copied[place], rows)
+                write_slot(copied[place], rows)
     return out
 
 
@@ -137,7 +137,7 @@ def _mismatch(patch: Patch, place: Place, slot: Slot) -> str:
 
 
 @contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
+def whole_folder(out: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `out`, and renames it to `out` if the block succeeds."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise TarsError(f"{str(out)!r} exists and is not empty: choose another folder.")
@@ -160,7 +160,7 @@ def _whole_folder(out: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _copy(source: Path, folder: Path) -> None:
+def copy_checkpoint(source: Path, folder: Path) -> None:
     """The checkpoint's own weight files and everything that isn't weights."""
     weights = set(weight_files(source))
     sharded = source / "model.safetensors" not in weights
@@ -174,7 +174,8 @@ def _copy(source: Path, folder: Path) -> None:
         (folder / file.name).chmod(0o644)
 
 
-def _write(slot: Slot, rows: PatchRows) -> None:
+def write_slot(slot: Slot, rows: PatchRows) -> None:
+    """Writes the new rows over those in the file that the slot stands in."""
     whole = slot.tensor.bits("r+")
     slot.view(whole)[rows.neurons.numpy()] = _bits(rows.new, slot)
     whole.flush()

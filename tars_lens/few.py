@@ -33,12 +33,11 @@ class Carrier:
 def write_only(
     lens: Lens, study: Study, neutral: Neutral, trials: Trials, taken: Iterable[tuple[int, int]]
 ) -> Part:
-    """One `out` row: the neuron that the concept's prompts excite most, made to write against it."""
+    """One `out` row: the neuron that the concept excites most, made to write against it."""
     carrier = best_carrier(lens, study, neutral, taken)
     natural = write_scale(lens, carrier.layer, neutral)
     row = -post_norm_row(lens, carrier.layer, study.write_target) / carrier.activation
     return _strongest(
-        lens,
         study,
         trials,
         carrier.layer,
@@ -76,7 +75,6 @@ def read_and_write(
     out = -post_norm_row(lens, layer, study.write_target) / (GAIN * scale)
     natural = write_scale(lens, layer, neutral)
     return _strongest(
-        lens,
         study,
         trials,
         layer,
@@ -110,7 +108,6 @@ def best_carrier(
 
 
 def _strongest(
-    lens: Lens,
     study: Study,
     trials: Trials,
     layer: int,

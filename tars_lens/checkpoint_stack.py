@@ -1,0 +1,90 @@
+"""Patches on a checkpoint on disk: applied with a record, so that any of them can be taken out."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tars_lens.errors import TarsError
+from tars_lens.export import copy_checkpoint, export, whole_folder, write_slot
+from tars_lens.layout import checkpoint_slots
+from tars_lens.patch import Patch
+from tars_lens.patch_tools import merge
+
+RECORD = "tars_lens_patches"
+"""The folder, inside an edited checkpoint, that holds its patches in the order applied."""
+
+
+def apply_to_checkpoint(
+    patches: Sequence[Patch], source: Path | str, out: Path | str, *, force: bool = False
+) -> Path:
+    """`export`, with the patches kept inside the new folder for `revert_checkpoint`.
+
+    A source that has patches already gets these on top.
+
+    Raises:
+        TarsError: See `export`; or a patch that the source has already.
+    """
+    source, out = Path(source), Path(out)
+    before = recorded_patches(source)
+    for patch in patches:
+        if any(patch.sha256 == other.sha256 for other in before):
+            raise TarsError(f"{patch.label!r} is applied to {str(source)!r} already.")
+    if not before:
+        export(patches, source, out, force=force)
+        _record(out, patches)
+        return out
+    return _rebuild(source, [*before, *patches], before, out)
+
+
+def revert_checkpoint(patch: Patch, source: Path | str, out: Path | str) -> Path:
+    """Copies an edited checkpoint with one of its patches taken out, whatever came after it.
+
+    What remains is bit for bit what the other patches alone make of the base.
+
+    Raises:
+        TarsError: The checkpoint has no record of this patch, or `out` can't be written.
+    """
+    source, out = Path(source), Path(out)
+    before = recorded_patches(source)
+    remaining = [other for other in before if other.sha256 != patch.sha256]
+    if len(remaining) == len(before):
+        there = ", ".join(repr(other.label) for other in before) or "none"
+        raise TarsError(
+            f"{patch.label!r} is not applied to {str(source)!r}. Recorded there: {there}. Only a "
+            "checkpoint made by `patch apply` keeps a record; `patch export` makes a plain one."
+        )
+    return _rebuild(source, remaining, before, out)
+
+
+def recorded_patches(folder: Path | str) -> list[Patch]:
+    """The patches of an edited checkpoint, in the order applied; none where it has no record."""
+    return [Patch.load(file) for file in sorted((Path(folder) / RECORD).glob("*.safetensors"))]
+
+
+def _rebuild(source: Path, patches: Sequence[Patch], before: Sequence[Patch], out: Path) -> Path:
+    """A copy whose rows are put back to the base's, proven so, and overwritten by `patches`."""
+    with whole_folder(out) as folder:
+        copy_checkpoint(source, folder)
+        slots = checkpoint_slots(folder)
+        undo = merge(list(reversed(before)))  # of a shared row the first patch knows the base's
+        for place, rows in undo.edits.items():
+            write_slot(slots[place], replace(rows, new=rows.old))
+        for patch in patches:
+            for place in patch.edits:
+                if place in undo.edits and slots[place].sha256() != undo.base_sha256[place]:
+                    raise TarsError(
+                        f"{str(source)!r} was changed since its patches were applied: "
+                        f"{slots[place].tensor.key} can't be put back. Nothing was written."
+                    )
+        for patch in patches:
+            for place, rows in patch.edits.items():
+                write_slot(slots[place], rows)
+        _record(folder, patches)
+    return out
+
+
+def _record(folder: Path, patches: Sequence[Patch]) -> None:
+    shutil.rmtree(folder / RECORD, ignore_errors=True)
+    for index, patch in enumerate(patches):
+        patch.save(folder / RECORD / f"{index:02d}_{patch.label}.safetensors")
