@@ -20,7 +20,7 @@ Unit = Literal["linear", "squared"]
 """How the activation grows with the score: `linear` for a late write, `squared` for an early."""
 
 
-def activation_atone_row(lens: Lens, unit: Unit) -> float:
+def activation_at_one(lens: Lens, unit: Unit) -> float:
     """The neuron's activation where the discriminant's score is 1."""
     return GAIN * GAIN if lens.gated and unit == "squared" else GAIN
 
@@ -72,7 +72,7 @@ def writing_row(
     Where the MLP's output is normed again (Gemma), the row is divided by that norm's gain;
     `size` is then in units of the MLP's output before the norm.
     """
-    row = -size / activation_atone_row(lens, unit) * post_norm_row(lens, layer, direction)
+    row = -size / activation_at_one(lens, unit) * post_norm_row(lens, layer, direction)
     return {(layer, "out"): one_row(lens, neuron, row)}
 
 

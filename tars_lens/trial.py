@@ -78,7 +78,7 @@ class Bench:
         change = ((new - old).norm(dim=-1) / old.norm(dim=-1)).square()
         changed = _carriers(change)
         total = 0.0
-        for index in changed.split(rows_at_once(self.lens)):
+        for index in changed.split(rows_at_once(self.lens)) if len(changed) else ():
             pair = self.lens.read_out(old[index]), self.lens.read_out(new[index])
             total += float(kl_divergence(*pair).sum())
         return total / len(old)

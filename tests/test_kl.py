@@ -1,0 +1,95 @@
+import math
+
+import pytest
+import torch
+from tiny import tiny_lens
+
+from tars_lens.errors import TarsError
+from tars_lens.lens import Lens
+from tars_lens.measure.kl import Divergence, five, paired_kl
+from tars_lens.trial import kl_divergence
+from tars_lens.weights import Rows, written
+from tars_lens.windows import Windows
+
+
+def _windows(lens: Lens, texts: tuple[str, ...] | None = None) -> Windows:
+    ids = torch.randint(4, 60, (6, 16), generator=torch.Generator().manual_seed(0))
+    texts = texts or tuple(lens.tokenizer.decode(row) for row in ids)
+    return Windows(ids, texts, ids[:2], ids[2:4], "made up")
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt2"])
+def test_the_paired_pass_equals_two_separate_ones(arch):
+    lens = tiny_lens(arch)
+    windows = _windows(lens)
+    edits = {
+        (1, "out"): Rows(torch.tensor([3]), -40 * lens.vectors(1, "out")[[3]]),
+        (2, "in"): Rows(torch.tensor([1]), -lens.vectors(2, "in")[[1]]),
+    }
+    paired = paired_kl(lens, edits, windows)
+    old = lens.read_out(lens.residual(windows.reported, -1))
+    with written(lens, edits):
+        new = lens.read_out(lens.residual(windows.reported, -1))
+    separate = kl_divergence(old.flatten(0, 1), new.flatten(0, 1)).reshape(6, 16)
+    torch.testing.assert_close(paired.values, separate, rtol=1e-3, atol=1e-7)
+    assert separate.max() > 1e-5
+    assert torch.equal(lens.read_out(lens.residual(windows.reported, -1)), old)
+
+
+def test_edits_that_change_nothing_cost_exactly_nothing():
+    lens = tiny_lens("llama")
+    same = {(1, "out"): Rows(torch.tensor([3]), lens.vectors(1, "out")[[3]].clone())}
+    assert paired_kl(lens, same, _windows(lens)).values.max() == 0.0
+
+
+def test_no_edits_are_refused():
+    lens = tiny_lens("llama")
+    with pytest.raises(TarsError, match="no edits"):
+        paired_kl(lens, {}, _windows(lens))
+
+
+def test_five_figures():
+    figures = five(torch.arange(101.0))
+    assert figures == {
+        "tokens": 101,
+        "median": 50.0,
+        "mean": 50.0,
+        "p95": 95.0,
+        "p99": 99.0,
+        "max": 100.0,
+    }
+    assert five(torch.zeros(0)) == {
+        "tokens": 0,
+        "median": None,
+        "mean": None,
+        "p95": None,
+        "p99": None,
+        "max": None,
+    }
+
+
+def test_elsewhere_leaves_out_windows_that_name_the_concept():
+    lens = tiny_lens("llama")
+    windows = _windows(lens, ("the rings of SATURN", "saturnine", "plain", "a", "b", "c"))
+    values = torch.full((6, 16), 0.5)
+    values[0] = 9.0
+    figures = Divergence(values, windows).figures(["Saturn"])
+    assert figures["tokens"] == 96 and figures["max"] == 9.0
+    assert figures["elsewhere"]["tokens"] == 80
+    assert figures["elsewhere"]["windows"] == 5
+    assert figures["elsewhere"]["max"] == 0.5
+
+
+def test_the_worst_positions_come_first_with_their_text():
+    lens = tiny_lens("llama")
+    windows = _windows(lens)
+    values = torch.zeros(6, 16)
+    values[2, 15], values[4, 3] = 2.0, 1.0
+    frame = Divergence(values, windows).worst(lens, count=2)
+    assert frame["kl"].tolist() == [2.0, 1.0]
+    assert frame["token"].tolist() == [
+        lens.string(int(windows.reported[2, 15])),
+        lens.string(int(windows.reported[4, 3])),
+    ]
+    assert frame["next"].tolist() == ["", lens.string(int(windows.reported[4, 4]))]
+    assert not math.isnan(frame["kl"].sum())

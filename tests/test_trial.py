@@ -1,0 +1,80 @@
+import torch
+from tiny import tiny_lens
+
+from tars_lens.lens import Lens
+from tars_lens.trial import Bench, kl_divergence
+from tars_lens.weights import Rows, written
+
+
+def _bench(lens: Lens, layer: int = 1) -> Bench:
+    ids = torch.randint(4, 60, (3, 9), generator=torch.Generator().manual_seed(0))
+    batch = lens.batch(ids.tolist())
+    return Bench.of(lens, batch, layer)
+
+
+def _edits(lens: Lens, layer: int = 1, scale: float = 3.0):
+    return {(layer, "out"): Rows(torch.tensor([2, 7]), -scale * lens.vectors(layer, "out")[[2, 7]])}
+
+
+def test_a_trial_equals_a_whole_run_of_the_edited_model():
+    lens = tiny_lens("gemma3")
+    bench, edits = _bench(lens), _edits(lens)
+    with written(lens, edits):
+        whole = lens.residual(bench.batch.ids, -1)
+    torch.testing.assert_close(bench.after(edits), whole, rtol=0, atol=1e-6)
+    assert not torch.equal(bench.before, whole)
+
+
+def test_onward_counts_what_was_put_in_meanwhile():
+    lens = tiny_lens("llama")
+    bench, first, second = _bench(lens), _edits(lens, 1), _edits(lens, 2)
+    with written(lens, first):
+        later = bench.onward(2)
+        both = later.after(second)
+        whole_first = lens.residual(bench.batch.ids, -1)
+    with written(lens, {**first, **second}):
+        whole = lens.residual(bench.batch.ids, -1)
+    torch.testing.assert_close(both, whole, rtol=0, atol=1e-6)
+    assert torch.equal(later.before, bench.before)
+    assert not torch.equal(whole_first, later.before)
+
+
+def test_mass_is_the_probability_of_the_tokens_at_the_end():
+    lens = tiny_lens("llama")
+    bench, edits = _bench(lens), _edits(lens)
+    with written(lens, edits):
+        probabilities = lens.next_logits(bench.batch).softmax(-1)
+    expected = probabilities[:, [5, 9]].sum(1)
+    torch.testing.assert_close(bench.mass(edits, [5, 9]), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_mean_kl_is_that_of_every_position():
+    lens = tiny_lens("llama")
+    bench, edits = _bench(lens), _edits(lens, scale=30.0)
+    old = lens.read_out(bench.before[:, 1:].flatten(0, 1))
+    new = lens.read_out(bench.after(edits)[:, 1:].flatten(0, 1))
+    every = float(kl_divergence(old, new).mean())
+    assert every > 1e-6
+    assert abs(bench.mean_kl(edits) - every) < 0.02 * every
+
+
+def test_an_edit_that_changes_nothing_has_no_kl():
+    lens = tiny_lens("llama")
+    bench = _bench(lens)
+    same = {(1, "out"): Rows(torch.tensor([2]), lens.vectors(1, "out")[[2]].clone())}
+    assert bench.mean_kl(same) == 0.0
+    assert bench.end_kl(same, []).max() == 0.0
+
+
+def test_kl_agrees_with_torch_and_leaves_tokens_out():
+    generator = torch.Generator().manual_seed(0)
+    old, new = torch.randn(2, 4, 30, generator=generator)
+    expected = torch.nn.functional.kl_div(
+        new.log_softmax(-1), old.log_softmax(-1), reduction="none", log_target=True
+    ).sum(-1)
+    torch.testing.assert_close(kl_divergence(old, new), expected)
+    without = old.clone(), new.clone()
+    for logits in without:
+        logits[:, 3] = -torch.inf
+    kept = [c for c in range(30) if c != 3]
+    torch.testing.assert_close(kl_divergence(*without), kl_divergence(old[:, kept], new[:, kept]))
