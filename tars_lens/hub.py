@@ -1,0 +1,57 @@
+"""A model of the Hugging Face hub as a local folder."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+from tars_lens.catalogue import BUILT_IN
+from tars_lens.errors import TarsError, unknown
+
+_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_NOT = ["*/*"]  # other formats of the same weights stand in subfolders
+
+
+def snapshot(name: str) -> Path:
+    """The folder of a hub model: what is already there, else downloaded without any pickle.
+
+    Raises:
+        TarsError: The hub is out of reach, or has no such model, or wants a login for it.
+    """
+    cached = _cached(name)
+    if cached is not None:
+        return cached
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FILES, ignore_patterns=_NOT))
+    except GatedRepoError as error:
+        raise TarsError(
+            f"the hub gives {name!r} only to those who accepted its terms: accept them on its "
+            "page, and log in with `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise unknown("model", name, BUILT_IN, "The hub has no public model of that name.") from (
+            error
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise unknown(
+            "model",
+            name,
+            BUILT_IN,
+            f"It looks like a hub id, but the hub could not be reached and no copy is here "
+            f"({reason})",
+        ) from error
+
+
+def _cached(name: str) -> Path | None:
+    try:
+        folder = Path(
+            snapshot_download(
+                name, allow_patterns=_FILES, ignore_patterns=_NOT, local_files_only=True
+            )
+        )
+    except (OSError, ValueError):
+        return None
+    # an interrupted download leaves a snapshot without its weights
+    whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    return folder if whole else None

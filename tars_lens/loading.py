@@ -1,0 +1,135 @@
+"""A model's name to a `Lens`: loaded, wrapped by TransformerLens, ready to be edited."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tars_lens.cache import Advance
+from tars_lens.checkpoints import Checkpoint, resolve
+from tars_lens.conversion import quiet_transformers
+from tars_lens.errors import TarsError
+from tars_lens.lens import Lens
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
+    progress: bool = True,
+    advance: Advance | None = None,
+) -> Lens:
+    """Loads a model for reading and editing.
+
+    Args:
+        name_or_path: A built-in name, a folder, a `.gguf` file, or a hub id.
+        device: Where the weights go.
+        dtype: `float32`, `bfloat16` or `float16`; `auto` is the checkpoint's own.
+        progress: Show a bar where the model must be fetched or converted, on a terminal.
+        advance: Told the progress in place of a bar.
+
+    Raises:
+        TarsError: No such model, one that can't be edited, or no such device or dtype.
+    """
+    kind, place = _dtype(dtype), _device(device)
+    checkpoint = resolve(name_or_path, progress=progress, advance=advance)
+    with quiet_transformers():
+        model = _model(checkpoint, kind).to(place)
+        tokenizer = _tokenizer(checkpoint)
+        bridge = _boot(checkpoint, model, tokenizer)
+    return Lens(bridge, tokenizer, name=checkpoint.name, sha256=checkpoint.sha256)
+
+
+def _model(checkpoint: Checkpoint, dtype: Any) -> Any:
+    loader: Any = AutoModelForCausalLM  # whose annotations know nothing of the loading info
+    try:
+        model, found = loader.from_pretrained(
+            checkpoint.folder,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation="eager",  # which the bridge uses: the same logits, bit for bit
+            output_loading_info=True,
+        )
+    except Exception as error:  # an unknown architecture or a damaged file fails in any way
+        raise TarsError(
+            f"transformers can't load {str(checkpoint.folder)!r} as a causal language model: "
+            f"{_first_line(error)} Code that comes with a checkpoint is never run."
+        ) from error
+    missing = sorted({*found["missing_keys"], *map(str, found["mismatched_keys"])})
+    if missing:
+        raise TarsError(
+            f"the weights in {str(checkpoint.folder)!r} lack {len(missing)} tensors that its "
+            f"config.json asks for ({missing[0]}, ...): download or export the model again."
+        )
+    return model
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(
+            checkpoint.folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # a missing file and a malformed one fail in different ways
+        raise TarsError(
+            f"{str(checkpoint.folder)!r} has no tokenizer that transformers can load: "
+            f"{_first_line(error)} Save one there with tokenizer.save_pretrained."
+        ) from error
+
+
+def _boot(checkpoint: Checkpoint, model: Any, tokenizer: Any) -> TransformerBridge:
+    """Wraps a loaded model, with the tokenizer as it is.
+
+    A tokenizer that says it adds a BOS is taken as it is; any other one would be loaded again by
+    its name, from the hub if need be, as a copy that adds one. So for the moment it says so.
+    """
+    said = dict(tokenizer.init_kwargs)
+    tokenizer.init_kwargs["name_or_path"] = str(checkpoint.folder)
+    tokenizer.init_kwargs["add_bos_token"] = True
+    try:
+        return TransformerBridge.boot_transformers(
+            str(checkpoint.folder),  # a name that might be one of its aliases would be warned of
+            hf_model=model,
+            tokenizer=tokenizer,
+            device=str(model.device),
+            dtype=model.dtype,
+        )
+    except (ValueError, AttributeError, KeyError, NotImplementedError) as error:
+        raise TarsError(
+            f"TransformerLens can't wrap {checkpoint.name} ({type(model).__name__}): "
+            f"{_first_line(error)}"
+        ) from error
+    finally:
+        tokenizer.init_kwargs.clear()
+        tokenizer.init_kwargs.update(said)
+
+
+def _dtype(given: str | torch.dtype) -> Any:
+    if given == "auto" or given in _DTYPES.values():
+        return given
+    if given not in _DTYPES:
+        allowed = ", ".join(("auto", *_DTYPES))
+        raise TarsError(f"no dtype {str(given)!r}: choose one of {allowed}.")
+    return _DTYPES[str(given)]
+
+
+def _device(given: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(given)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise TarsError(
+            f"no device {str(given)!r} here: {_first_line(error)} Choose cpu, or cuda where "
+            "there is a GPU."
+        ) from error
+    return device
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
