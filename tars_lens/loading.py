@@ -1,5 +1,8 @@
 """A model's name to a `Lens`: loaded, wrapped by TransformerLens, ready to be edited."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +41,27 @@ def load(
     """
     kind, place = _dtype(dtype), _device(device)
     checkpoint = resolve(name_or_path, progress=progress, advance=advance)
-    with quiet_transformers():
+    with quiet_transformers(), _without_collector():
         model = _model(checkpoint, kind).to(place)
         tokenizer = _tokenizer(checkpoint)
         bridge = _boot(checkpoint, model, tokenizer)
     return Lens(bridge, tokenizer, name=checkpoint.name, sha256=checkpoint.sha256)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Spares Python's garbage collector the millions of objects of a tokenizer file.
+
+    They are all still in use, and looking at them again and again is 1.3 of the 3.0 seconds that
+    Gemma 3's tokenizer takes.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _model(checkpoint: Checkpoint, dtype: Any) -> Any:
