@@ -16,7 +16,7 @@ from tars_lens.fetching import fetch
 from tars_lens.wikipedia import articles
 
 MIN_CHARACTERS = 1_000
-"""Articles of a dump that are shorter are skipped: a window of 256 tokens is about 1,100 characters.
+"""Shorter articles of a dump are skipped: a window of 256 tokens is about 1,100 characters.
 
 The built-in sample has 103 that are longer, and all of them fill a window (SmolLM2 and Gemma 3).
 """
