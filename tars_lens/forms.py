@@ -7,6 +7,8 @@ from tars_lens.lens import Lens
 
 Form = tuple[int, ...]
 
+_SHARE = 0.6
+
 
 def text_forms(lens: Lens, texts: Iterable[str]) -> tuple[Form, ...]:
     """The distinct token sequences of each text, with and without a leading space.
@@ -30,21 +32,23 @@ def forms(lens: Lens, concept: Concept) -> tuple[Form, ...]:
 def first_tokens(lens: Lens, concept: Concept) -> list[int]:
     """The tokens with which the concept's surface forms begin, the answer's own first.
 
-    Without a leading space many tokenizers split a name into fragments ("S" of "Saturn") that
-    begin other words as well. Such a fragment isn't the concept's token: a first token counts if
-    it is the whole form, or says at least three characters, or isn't Latin script.
+    Many tokenizers split a name into fragments ("S" of "Saturn", one letter of another script)
+    that begin other words as well. A first token is the concept's if it says the first word of
+    the form or most of it; that of the answer after a space always is.
     """
-    own = tuple(lens.pieces(f" {concept.answer.strip()}"))
-    tokens = [own[0]] if own else []
-    for form in forms(lens, concept):
-        if form[0] not in tokens and (len(form) == 1 or _telling(lens.string(form[0]))):
-            tokens.append(form[0])
+    tokens: list[int] = []
+    for text in concept.surface_forms:
+        for form in text_forms(lens, [text]):
+            own = not tokens
+            if form[0] not in tokens and (own or _tells(lens.string(form[0]), text)):
+                tokens.append(form[0])
     return tokens
 
 
-def _telling(text: str) -> bool:
-    plain = text.strip()
-    return bool(plain) and (len(plain) >= 3 or not plain.isascii()) and "\ufffd" not in plain
+def _tells(token: str, text: str) -> bool:
+    """Whether a token says at least `_SHARE` of the first word of a text."""
+    start, word = token.strip(), text.split()[0]
+    return "\ufffd" not in start and word.startswith(start) and len(start) >= _SHARE * len(word)
 
 
 def _extends(form: Sequence[int], other: Sequence[int]) -> bool:

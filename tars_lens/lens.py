@@ -24,7 +24,7 @@ _HOOKS: dict[Site, str] = {
     "resid_pre": "hook_resid_pre",
     "resid_mid": "hook_resid_mid",
     "resid_post": "hook_resid_post",
-    "mlp_in": "mlp.hook_in",
+    "mlp_in": "mlp.in.hook_in",  # not mlp.hook_in, which OPT doesn't pass in 3.9
     "mlp_post": "mlp.hook_post",
     "mlp_out": "hook_mlp_out",
 }

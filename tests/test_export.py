@@ -186,7 +186,7 @@ def test_an_interrupted_export_leaves_nothing(base, patch, tmp_path, monkeypatch
     def fail(_slot, _rows):
         raise stop
 
-    monkeypatch.setattr(export_module, "_write", fail)
+    monkeypatch.setattr(export_module, "write_slot", fail)
     expected = TarsError if isinstance(stop, OSError) else KeyboardInterrupt
     with pytest.raises(expected, match="No space left" if expected is TarsError else None):
         export(patch, base[0], tmp_path / "out")
