@@ -5,7 +5,7 @@ leading to its attributes. Each takes over a nearly idle host: this builds a rea
 concept, it does not reverse the weights that carried it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -147,7 +147,7 @@ class Trials:
 
 
 def reverse_parts(
-    lens: Lens, study: Study, neutral: Neutral, trials: Trials, taken: Iterable[tuple[int, int]]
+    lens: Lens, study: Study, neutral: Neutral, trials: Trials, taken: Collection[tuple[int, int]]
 ) -> list[Part]:
     """Early neurons that turn the concept's name into nothing in particular.
 
@@ -194,7 +194,7 @@ def forward_part(
     neutral: Neutral,
     trials: Trials,
     layer: int,
-    taken: Iterable[tuple[int, int]],
+    taken: Collection[tuple[int, int]],
 ) -> Part:
     """A late neuron that takes the concept's token away wherever the description calls for it.
 

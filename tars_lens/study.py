@@ -13,6 +13,7 @@ from tars_lens.forms import first_tokens
 from tars_lens.lens import Lens, Point
 from tars_lens.neutral import Neutral
 from tars_lens.settings import Settings
+from tars_lens.targeting import check_leads
 from tars_lens.unembedding import Unembedding
 
 _KNOWN = 0.05
@@ -73,8 +74,12 @@ def study(
         neutral: Statistics of plain text at the layers of `settings`.
         unembedding: Statistics of the unembedding.
         settings: Depths and ridges.
+
+    Raises:
+        TarsError: No prompt of the card leads to the concept.
     """
     tokens = tuple(first_tokens(lens, concept))
+    check_leads(lens, concept, concept.concept_prompts, tokens)
     prompts, predictions = _known_prompts(lens, concept.concept_prompts, tokens)
     nearest = unembedding.nearest_words(tokens, max(_NEAREST_TOKENS, 4 * _NEAREST_NAMES))
     neighbours = _neighbour_tokens(
