@@ -31,7 +31,8 @@ def main() -> None:
     """Measures every built-in card (or those named) on each model, and writes the tables."""
     options = _options()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    frames, manifest = [], []
+    frames: list[pd.DataFrame] = []
+    manifest = []
     for name in options.model:
         lens = tars_lens.load(name)
         manifest.append({"model": lens.name, "sha256": lens.sha256})
