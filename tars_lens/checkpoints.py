@@ -15,7 +15,7 @@ from tars_lens.cache import Advance
 from tars_lens.catalogue import BUILT_IN, BuiltIn
 from tars_lens.errors import TarsError, unknown
 from tars_lens.fetching import fetch
-from tars_lens.files import sha256_file
+from tars_lens.files import sha256_file, user_path
 
 _WEIGHTS = "model.safetensors"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -54,9 +54,10 @@ def resolve(
         TarsError: No such model, one that can't be fetched or edited, or no space for it.
     """
     with cache.telling(progress, advance) as tell:
-        given, path = str(name), Path(name).expanduser()
+        given = str(name)
         if given in BUILT_IN:
             return _built_in(BUILT_IN[given], tell)
+        path = user_path(given)
         if path.is_dir():
             return from_folder(path, tell)
         if path.suffix == ".gguf" or path.is_file():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tars_lens.errors import TarsError, unknown
+from tars_lens.files import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -86,19 +87,20 @@ class Concept:
         Raises:
             TarsError: No such card, or a malformed one (names the key and the file).
         """
-        path = Path(source)
+        if str(source) in builtin_concepts():  # whatever lies in the working folder
+            file = resources.files("tars_lens") / "concepts" / f"{source}.toml"
+            text = file.read_text(encoding="utf-8")
+            return cls.parse(text, where=file.name, key=str(source))
+        path = user_path(source)
         if path.suffix == ".toml" or path.is_file():
             try:
-                text = path.read_text(encoding="utf-8")
+                text = path.read_text(encoding="utf-8-sig")  # some editors write a mark first
             except (OSError, UnicodeDecodeError) as error:
                 raise TarsError(f"cannot read the concept card {str(path)!r}: {error}.") from error
             return cls.parse(text, where=str(path), key=path.stem)
-        if str(source) not in builtin_concepts():
-            raise unknown(
-                "concept", str(source), builtin_concepts(), "A path to a card (.toml) works too."
-            )
-        file = resources.files("tars_lens") / "concepts" / f"{source}.toml"
-        return cls.parse(file.read_text(encoding="utf-8"), where=f"{source}.toml", key=str(source))
+        raise unknown(
+            "concept", str(source), builtin_concepts(), "A path to a card (.toml) works too."
+        )
 
     @classmethod
     def parse(cls, text: str, *, where: str = "card", key: str = "") -> "Concept":
@@ -109,7 +111,7 @@ class Concept:
         """
         try:
             table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise TarsError(f"{where} is not TOML: {error}.") from error
         return cls.from_dict(table, where=where, key=key)
 
@@ -239,23 +241,33 @@ class _Reader:
 
 
 def _without_repeats(concept: Concept, where: str) -> Concept:
-    """Drops reported probes that the card also makes the vector from or chooses on, and says so."""
-    used = set(concept.concept_prompts) | {p.prompt for p in concept.contrast}
-    used |= {p.prompt for kind in _SPLIT_KEYS for p in getattr(concept.validation, kind)}
-    kept = {}
-    for kind in _SPLIT_KEYS:
-        probes = getattr(concept.probes, kind)
-        kept[kind] = tuple(p for p in probes if p.prompt not in used)
-        for probe in probes:
-            if probe.prompt in used:
-                logger.warning(
-                    "%s: probes.%s repeats %r, which the card also makes the vector from or "
-                    "chooses on; it is not reported.",
-                    where,
-                    kind,
-                    probe.prompt,
-                )
-    return replace(concept, probes=ProbeSet(**kept))
+    """Drops probes whose prompt is put to an earlier use on the card, and says so.
+
+    The order is that of the work: what the vector is made from, what settings are chosen on, what
+    is reported. Case and spaces make no other prompt of one.
+    """
+    made_from = (*concept.concept_prompts, *(probe.prompt for probe in concept.contrast))
+    used = {_plain(prompt) for prompt in made_from}
+    splits: dict[str, ProbeSet] = {}
+    for split in ("validation", "probes"):
+        given: ProbeSet = getattr(concept, split)
+        kept = {}
+        for kind in _SPLIT_KEYS:
+            kept[kind] = tuple(p for p in getattr(given, kind) if _plain(p.prompt) not in used)
+            for probe in getattr(given, kind):
+                if _plain(probe.prompt) in used:
+                    logger.warning(
+                        "%s: %s.%s repeats %r, which the card already makes the vector from or "
+                        "chooses on; it is left out there.",
+                        *(where, split, kind, probe.prompt),
+                    )
+        splits[split] = ProbeSet(**kept)
+        used |= {_plain(p.prompt) for kind in _SPLIT_KEYS for p in getattr(given, kind)}
+    return replace(concept, **splits)
+
+
+def _plain(prompt: str) -> str:
+    return " ".join(prompt.split()).casefold()
 
 
 def _check_neighbours(concept: Concept, where: str) -> None:

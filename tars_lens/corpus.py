@@ -13,6 +13,7 @@ from tars_lens.cache import Advance
 from tars_lens.catalogue import WIKIPEDIA, WIKIPEDIA_BYTES, WIKIPEDIA_SHA256
 from tars_lens.errors import TarsError
 from tars_lens.fetching import fetch
+from tars_lens.files import user_path
 from tars_lens.wikipedia import articles
 
 MIN_CHARACTERS = 1_000
@@ -75,7 +76,7 @@ def load_corpus(
             return _corpus(_BUILT_IN, islice(_built_in(tell), limit))
     if str(source).startswith("datasets:"):
         return _corpus(str(source), islice(_dataset(str(source)), limit))
-    path = Path(source).expanduser()
+    path = user_path(source)
     documents = _reader(path)(path)
     return _corpus(path.resolve().name, islice(filter(str.strip, documents), limit))
 
@@ -142,7 +143,8 @@ def _jsonl_text(line: str, where: str) -> str:
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise TarsError(f"{where} must be an object with the text under the key 'text'.")
-    return text
+    # half of a pair that stands alone (a text cut in the middle of an emoji) can't be written out
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _dataset(source: str) -> Iterator[str]:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from tars_lens.errors import TarsError
 
 
@@ -31,7 +33,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
         raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -46,6 +48,21 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Writes `value` as indented JSON to `path`, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def user_path(given: Path | str) -> Path:
+    """What a user wrote as a path, with `~` put in.
+
+    Raises:
+        TarsError: It can't be a path, or nobody may look there.
+    """
+    try:
+        path = Path(given).expanduser()
+        path.exists()  # too long a name and a closed folder would else be raised by the next user
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TarsError(f"cannot look for {_short(str(given))!r}: {reason}.") from error
+    return path
 
 
 def writable_folder(path: Path | str) -> Path:
@@ -76,6 +93,10 @@ def sha256_file(path: Path | str, advance: Callable[[int], None] | None = None) 
     return digest.hexdigest()
 
 
-def _cannot_write(path: Path, error: OSError) -> TarsError:
-    reason = error.strerror or str(error)
+def _short(text: str, most: int = 120) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _cannot_write(path: Path, error: Exception) -> TarsError:
+    reason = getattr(error, "strerror", None) or str(error)
     return TarsError(f"cannot write {str(path)!r}: {reason}. Choose another folder, or free space.")

@@ -1,5 +1,6 @@
 """Which tokens of a corpus are reported on, and which ones statistics and settings come from."""
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from tars_lens.corpus import Corpus
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens
+
+logger = logging.getLogger(__name__)
 
 WIDTH = 256
 """Tokens in a window, the tokenizer's BOS included where it adds one."""
@@ -63,6 +66,11 @@ def cut(lens: Lens, corpus: Corpus, *, reported_tokens: int = 25_600) -> Windows
             f"tokens to report on and {len(later)} for statistics. Give at least 4 documents of "
             f"{WIDTH} tokens."
         )
+    if len(firsts) < count:
+        logger.warning(
+            "the corpus %r has only %d windows of %d tokens to report on, where %d were asked for.",
+            *(corpus.name, len(firsts), WIDTH, count),
+        )
     used = later[:spare]
     held = max(1, min(VALIDATION_WINDOWS, len(used) // 4))
     return Windows(
@@ -76,7 +84,8 @@ def cut(lens: Lens, corpus: Corpus, *, reported_tokens: int = 25_600) -> Windows
 
 def _pieces(lens: Lens, document: str) -> list[list[int]]:
     """A document's whole windows, each beginning as the tokenizer begins a text."""
-    ids = lens.tokens(document)
+    # `lens.tokens`, but a document may well be longer than what the model reads at once
+    ids = list(lens.tokenizer(document, verbose=False)["input_ids"])
     bos = _leading(lens)
     body = ids[len(bos) :]
     width = WIDTH - len(bos)
