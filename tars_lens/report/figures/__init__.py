@@ -1,0 +1,41 @@
+"""Figures for a paper or a report: each takes a table and axes, and draws nothing else.
+
+figure, axes = tars_lens.report.style.figure(columns=2)
+forward_probabilities(pandas.read_csv("runs/erase/probes.csv"), axes)
+tars_lens.report.style.save(figure, "forward")
+"""
+
+from tars_lens.report.figures.damage import kl_distribution, kl_histogram
+from tars_lens.report.figures.effect import (
+    depth,
+    edit_curve,
+    forward_probabilities,
+    interference,
+    languages,
+)
+from tars_lens.report.figures.flow import attribution_waterfall, edit_effects, propagation_map
+from tars_lens.report.figures.parts import rows_height
+from tars_lens.report.figures.vectors import (
+    cosine_distribution,
+    cosine_frame,
+    neurons_by_layer,
+    refinement_trajectory,
+)
+
+__all__ = [
+    "attribution_waterfall",
+    "cosine_distribution",
+    "cosine_frame",
+    "depth",
+    "edit_curve",
+    "edit_effects",
+    "forward_probabilities",
+    "interference",
+    "kl_distribution",
+    "kl_histogram",
+    "languages",
+    "neurons_by_layer",
+    "propagation_map",
+    "refinement_trajectory",
+    "rows_height",
+]
