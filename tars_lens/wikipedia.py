@@ -50,7 +50,7 @@ def articles(dump: Path) -> Iterator[str]:
         with opener(dump, "rb") as stream:
             for wikitext in _pages(stream, dump):
                 yield prose(wikitext)
-    except (OSError, EOFError, ElementTree.ParseError) as error:
+    except (OSError, EOFError, LookupError, ElementTree.ParseError) as error:
         raise TarsError(f"cannot read {str(dump)!r} to its end: {error}. {_REMEDY}") from error
 
 
@@ -114,8 +114,10 @@ def _node_text(node: Any) -> str:
 
 def _entity(node: Any) -> str:
     try:
-        return str(node.normalize())
-    except ValueError:  # a number that is no character
+        character = str(node.normalize())
+        character.encode()
+        return character
+    except ValueError:  # a number that is no character, or half of one
         return ""
 
 
