@@ -84,8 +84,7 @@ def cut(lens: Lens, corpus: Corpus, *, reported_tokens: int = 25_600) -> Windows
 
 def _pieces(lens: Lens, document: str) -> list[list[int]]:
     """A document's whole windows, each beginning as the tokenizer begins a text."""
-    # `lens.tokens`, but a document may well be longer than what the model reads at once
-    ids = list(lens.tokenizer(document, verbose=False)["input_ids"])
+    ids = lens.tokens(document)
     bos = _leading(lens)
     body = ids[len(bos) :]
     width = WIDTH - len(bos)

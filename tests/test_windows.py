@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from tiny import WORDS, save_checkpoint, tiny_lens
+from tiny import WORDS, save_checkpoint
 from tokenizers import processors
 
 from tars_lens.corpus import Corpus
@@ -112,13 +112,3 @@ def test_fewer_windows_than_asked_for_are_told(lens, caplog):
         assert not caplog.records
         cut(lens, corpus, reported_tokens=6 * WIDTH)
     assert "only 5 windows of 256 tokens to report on, where 6 were asked for" in caplog.text
-
-
-def test_a_document_longer_than_the_model_reads_is_no_cause_for_alarm(caplog, capfd):
-    lens = tiny_lens("llama")
-    capfd.readouterr()
-    lens.tokenizer.model_max_length = 64
-    with caplog.at_level(logging.WARNING):
-        cut(lens, corpus_of([WIDTH * 3] * 4), reported_tokens=WIDTH)
-    assert not caplog.records
-    assert capfd.readouterr() == ("", "")
