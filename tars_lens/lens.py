@@ -18,12 +18,16 @@ from tars_lens import lens_checks
 from tars_lens.errors import TarsError
 
 Role = Literal["gate", "in", "out"]
-Site = Literal["resid_pre", "resid_mid", "resid_post", "mlp_in", "mlp_post", "mlp_out"]
+Site = Literal[
+    "resid_pre", "resid_mid", "resid_post", "attn_z", "attn_out", "mlp_in", "mlp_post", "mlp_out"
+]
 
 _HOOKS: dict[Site, str] = {
     "resid_pre": "hook_resid_pre",
     "resid_mid": "hook_resid_mid",
     "resid_post": "hook_resid_post",
+    "attn_z": "attn.hook_z",
+    "attn_out": "hook_attn_out",
     "mlp_in": "mlp.in.hook_in",  # not mlp.hook_in, which OPT doesn't pass in 3.9
     "mlp_post": "mlp.hook_post",
     "mlp_out": "hook_mlp_out",
@@ -34,7 +38,8 @@ class Point(NamedTuple):
     """A place in the network: `Point("resid_post", 3)` is the residual stream after layer 3.
 
     `mlp_in` is the MLP's input after norm and gain, `mlp_post` the neurons' activations, and
-    `mlp_out` what the MLP adds to the stream (after a post-norm, where there is one).
+    `mlp_out` what the MLP adds to the stream (after a post-norm, where there is one). `attn_z` is
+    what each head reads, `[batch, pos, heads, d_head]`, and `attn_out` what the attention adds.
     """
 
     site: Site
@@ -143,8 +148,11 @@ class Lens:
         rows = found if role == "out" else found.T
         return rows.detach()
 
-    def bias(self, layer: int, role: Role) -> Float[Tensor, " d_mlp"] | None:
-        """The bias of the neurons' `gate` or `in` pre-activations, where the model has one."""
+    def bias(self, layer: int, role: Role) -> Float[Tensor, " width"] | None:
+        """The bias of the neurons' `gate` or `in` pre-activations, where the model has one.
+
+        `out` gives that of the MLP's output, which is as wide as the stream.
+        """
         found = lens_checks.weight(self._mlp(layer), f"b_{role}")
         return None if found is None else found.detach()
 
@@ -163,12 +171,25 @@ class Lens:
     @cached_property
     def final_gain(self) -> Float[Tensor, " d_model"]:
         """The gain of the final norm (`1 + weight` where the architecture stores an offset)."""
-        return self._gain(self.model.ln_final)
+        return self.norm_gain(self.model.ln_final)
 
     def post_norm_gain(self, layer: int) -> Float[Tensor, " d_model"] | None:
         """The gain of the norm after the MLP (Gemma 2 and 3), or `None` where there is none."""
         norm = lens_checks.submodule(self.model.blocks[layer], "ln2_post")
-        return None if norm is None else self._gain(norm)
+        return None if norm is None else self.norm_gain(norm)
+
+    def norm_gain(self, norm: Any) -> Float[Tensor, " d_model"]:
+        """The gain of one of the model's norms (`1 + weight` where it stores an offset)."""
+        if self._hooked:
+            return norm.w.detach()
+        weight = norm.weight.detach()
+        return weight + 1 if getattr(self.model.cfg, "rmsnorm_uses_offset", False) else weight
+
+    @property
+    def logit_cap(self) -> float | None:
+        """The soft cap `cap * tanh(logit / cap)` of the logits (Gemma 2), or `None`."""
+        cap = getattr(self.model.cfg, "output_logits_soft_cap", None)
+        return float(cap) if cap is not None and cap > 0 else None
 
     @property
     def centres(self) -> bool:
@@ -212,6 +233,7 @@ class Lens:
         *,
         positions: Int[Tensor, " batch"] | None = None,
         resume: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
+        replace: Mapping[Point, Float[Tensor, "batch pos ..."]] | None = None,
     ) -> dict[Point, Float[Tensor, "..."]]:
         """Runs the model as far as the last point needs, and keeps what is seen at the points.
 
@@ -221,6 +243,8 @@ class Lens:
             positions: One position a row, kept alone; every position where not given.
             resume: `(layer, residual)`: start at this layer from this residual stream (as
                 `resid_pre` gives it) without running the layers before.
+            replace: What goes on from a point in place of what came to it. Not for `mlp_in` and
+                the points of the stream, which `resume` sets.
 
         Returns:
             For each point `[batch, pos, width]`, or `[batch, width]` with `positions`.
@@ -239,7 +263,7 @@ class Lens:
             if len(seen) == len(wanted):
                 raise _Seen
 
-        with self._watching(wanted, keep), self._resumed(resume):
+        with self._replacing(replace or {}), self._watching(wanted, keep), self._resumed(resume):
             with suppress(_Seen):
                 self.model(ids, return_type="logits")
         return seen
@@ -262,9 +286,8 @@ class Lens:
         stream = residual.to(self.dtype)
         flat = stream.reshape(1, -1, stream.shape[-1])
         logits = self.model.unembed(self.model.ln_final(flat)).float()
-        cap = getattr(self.model.cfg, "output_logits_soft_cap", None)
-        if cap is not None and cap > 0:
-            logits = cap * torch.tanh(logits / cap)
+        if self.logit_cap is not None:
+            logits = self.logit_cap * torch.tanh(logits / self.logit_cap)
         return logits.reshape(*stream.shape[:-1], -1)
 
     def next_logits(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
@@ -275,12 +298,6 @@ class Lens:
 
     def _mlp(self, layer: int) -> Any:
         return self.model.blocks[layer].mlp
-
-    def _gain(self, norm: Any) -> Float[Tensor, " d_model"]:
-        if self._hooked:
-            return norm.w.detach()
-        weight = norm.weight.detach()
-        return weight + 1 if getattr(self.model.cfg, "rmsnorm_uses_offset", False) else weight
 
     @contextmanager
     def _watching(
@@ -301,6 +318,16 @@ class Lens:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def _replacing(self, values: Mapping[Point, Tensor]) -> Iterator[None]:
+        """Sends other values on from some points while the block runs."""
+        hooks = [
+            (f"blocks.{point.layer}.{_HOOKS[point.site]}", _replacing_hook(value))
+            for point, value in values.items()
+        ]
+        with self.model.hooks(fwd_hooks=hooks):
+            yield
 
     @contextmanager
     def _resumed(self, resume: tuple[int, Tensor] | None) -> Iterator[None]:
@@ -365,6 +392,13 @@ def gather_points(
 def _lens_hook(point: Point, keep: Callable[[Point, Tensor], None]) -> Callable[..., None]:
     def hook(value: Tensor, hook: Any) -> None:  # noqa: ARG001 - the hook point, by TL's protocol
         keep(point, value)
+
+    return hook
+
+
+def _replacing_hook(new: Tensor) -> Callable[..., Tensor]:
+    def hook(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - as above
+        return new.to(value).reshape(value.shape)
 
     return hook
 

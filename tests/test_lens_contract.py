@@ -9,6 +9,12 @@ from tiny import ARCHITECTURES, boot, read_tokenizer, save_checkpoint, tiny_lens
 
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens, Point
+from tars_lens.lens_parts import (
+    attention_output,
+    held_final_norm,
+    held_post_norm,
+    unembedding_bias,
+)
 from tars_lens.weights import Rows, written
 
 GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3")
@@ -95,6 +101,57 @@ def test_the_stream_is_the_sum_of_its_parts(arch):
         _close(middle + seen[points[2]], seen[points[1]])
     following = lens.capture(ids, [Point("resid_pre", 2)])[Point("resid_pre", 2)]
     assert torch.equal(following, seen[points[1]])
+
+
+@parametrise
+def test_the_heads_add_up_to_what_attention_writes(arch):
+    lens = tiny_lens(arch)
+    ids = lens.prompts(TEXTS[:1]).ids
+    read, wrote = Point("attn_z", 1), Point("attn_out", 1)
+    seen = lens.capture(ids, [read, wrote])
+    weights, bias = attention_output(lens, 1)
+    assert (weights.shape, bias is not None) == ((2, 8, 16), arch in BIASED)
+    total = torch.einsum("bphe,hem->pm", seen[read], weights)
+    total = total if bias is None else total + bias
+    norm = held_post_norm(lens, 1, "attention", total)
+    assert (norm is not None) == (arch in POST_NORM)
+    if norm is not None:
+        total = (total.double() * norm.inverse_scale[:, None] * norm.gain + norm.bias).float()
+    _close(total, seen[wrote][0])
+
+
+@parametrise
+def test_the_held_final_norm_is_linear_and_gives_the_logits(arch):
+    lens = tiny_lens(arch)
+    rows = lens.residual(lens.prompts(TEXTS[:1]).ids, -1)[0]
+    norm = held_final_norm(lens, rows)
+    unembedding = lens.unembedding[:, [7] * len(rows)].T.double()
+    logits = (rows.double() * norm.pulled_back(unembedding)).sum(dim=1) + unembedding @ norm.bias
+    bias = unembedding_bias(lens)
+    logits = logits if bias is None else logits + bias[7]
+    cap = lens.logit_cap
+    logits = cap * torch.tanh(logits / cap) if cap else logits
+    _close(logits.float(), lens.read_out(rows)[:, 7], 2e-5)
+
+
+@parametrise
+@pytest.mark.parametrize("site", ["attn_z", "attn_out", "mlp_post", "mlp_out"])
+def test_what_replaces_an_activation_goes_on(arch, site):
+    lens = tiny_lens(arch)
+    ids = lens.prompts(TEXTS[:1]).ids
+    point, end = Point(site, 1), Point("resid_post", 1)
+    seen = lens.capture(ids, [point, end])
+    other = lens.capture(ids.flip(1), [point])[point]
+    same = lens.capture(ids, [end], replace={point: seen[point]})
+    assert torch.equal(same[end], seen[end])
+    changed = lens.capture(ids, [end], replace={point: other})
+    if site in ("attn_z", "mlp_post"):
+        assert not torch.allclose(changed[end], seen[end])
+    elif site == "mlp_out" or arch == "neox":  # nothing of this layer reads it
+        _close(changed[end] - seen[end], other - seen[point])
+    else:
+        assert not torch.allclose(changed[end] - seen[end], other - seen[point])
+    assert torch.equal(lens.residual(ids, 1), seen[end])
 
 
 @parametrise
