@@ -1,18 +1,10 @@
-"""What each attribution of one prompt costs, in forward passes of the model.
+"""What each attribution of one prompt costs, in forward passes of the model over that prompt."""
 
-    python benchmarks/attribution_cost.py PATCH [--model smollm2-135m] [--concept saturn]
-
-Prints a table: seconds (the median of several runs, after one that warms up) and their ratio to
-one forward pass of the same prompt with its logits at every position, timed in between.
-"""
-
-import argparse
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from timing import Case, arguments, compared, interleaved, show
 
 import tars_lens
 from tars_lens import attribution
@@ -20,46 +12,44 @@ from tars_lens.concept import Concept, ProbeSet
 from tars_lens.forms import first_tokens
 from tars_lens.patch import Patch
 
+_REFERENCE = "forward pass"
 
-def main() -> None:
-    """Times everything and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("patch", help="a patch file of the concept's removal")
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--concept", default="saturn")
-    parser.add_argument("--prompt", help="the card's first reported forward probe by default")
-    parser.add_argument("--runs", type=int, default=5)
-    options = parser.parse_args()
-    lens = tars_lens.load(options.model)
-    concept, patch = Concept.load(options.concept), Patch.load(options.patch)
-    prompt = options.prompt or concept.probes.forward[0].prompt
-    ids = lens.prompts([prompt]).ids
-    rows = compare(lens, concept, patch, prompt, options.runs)
-    forward = rows.pop("forward pass")
-    print(f"{lens.name}, {ids.shape[1]} tokens, {torch.get_num_threads()} threads: {prompt!r}")
-    print(f"{patch.n_rows} edited vectors, the first in layer {min(k for k, _ in patch.edits)}\n")
-    print("| analysis | seconds | forward passes |\n|---|---:|---:|")
-    print(f"| forward pass | {forward:.3f} | 1.0 |")
-    for name, seconds in rows.items():
-        print(f"| {name} | {seconds:.3f} | {seconds / forward:.1f} |")
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the table, the error of the parts' sum, and where the concept stops."""
+    parser = arguments(__doc__, repeats=5)
+    parser.add_argument("--concept", default="saturn", help="built-in name or path of a card")
+    parser.add_argument("--patch", help="a patch file; 4 reversed vectors where not given")
+    parser.add_argument("--probe", type=int, default=0, help="which reported forward probe to read")
+    options = parser.parse_args(argv)
+    lens = tars_lens.load(options.model, progress=False)
+    concept = Concept.load(options.concept)
+    patch = Patch.load(options.patch) if options.patch else _reversed(lens, concept)
+    prompt = concept.probes.forward[options.probe].prompt
+    first = min(layer for layer, _ in patch.edits)
+    seconds = interleaved(_cases(lens, concept, patch, options.probe), options.repeats)
+    show(
+        f"Attribution of {prompt!r} in {lens.name}: {len(lens.tokens(prompt))} tokens, "
+        f"{patch.n_rows} edited vectors, the first in layer {first} of {lens.n_layers}",
+        compared(seconds, _REFERENCE),
+        reference="one forward pass with its logits at every position",
+        out=options.out,
+    )
     parts = attribution.direct_attribution(lens, prompt, concept, patch=patch)
-    print(f"\nThe parts miss the logit by at most {parts.error:.2g}:")
-    print(parts.logits.drop(columns="text").to_string(index=False))
     flow = attribution.propagation(lens, prompt, concept, patch=patch)
-    print(flow.summary().drop(columns="text").to_string(index=False))
+    print(f"\nthe parts miss the logit by at most {parts.error:.2g}")
+    for frame in (parts.logits, flow.summary()):
+        print(frame.drop(columns="text").to_string(index=False))
 
 
-def compare(
-    lens: tars_lens.Lens, concept: Concept, patch: Patch, prompt: str, runs: int
-) -> dict[str, float]:
-    """Median seconds of a forward pass and of each analysis, taken in turns."""
+def _cases(lens: tars_lens.Lens, concept: Concept, patch: Patch, probe: int) -> dict[str, Case]:
+    asked = concept.probes.forward[probe]
+    prompt = asked.prompt
     ids = lens.prompts([prompt]).ids
     vector = lens.unembedding[:, first_tokens(lens, concept)[0]].float()
-    probe = next(p for p in concept.probes.forward if p.prompt == prompt)
-    one = replace(concept, probes=ProbeSet(forward=(probe,)))
-    attributes = list(dict.fromkeys(p.answer for p in concept.probes.reverse))
-    calls: dict[str, Callable[[], object]] = {
-        "forward pass": lambda: _forward(lens, ids),
+    one = replace(concept, probes=ProbeSet(forward=(asked,)))
+    return {
+        _REFERENCE: lambda: _forward(lens, ids),
         "propagation": lambda: attribution.propagation(
             lens, prompt, concept, patch=patch, vector=vector
         ),
@@ -67,22 +57,15 @@ def compare(
         "direct attribution": lambda: attribution.direct_attribution(
             lens, prompt, concept, patch=patch
         ),
-        f"edit effects ({patch.n_rows} vectors)": lambda: attribution.edit_effects(
-            lens, patch, one
-        ),
+        f"edit effects, {patch.n_rows} vectors": lambda: attribution.edit_effects(lens, patch, one),
         "causal trace, resid_post": lambda: attribution.causal_trace(lens, prompt, concept, patch),
-        f"enrichment (8 contexts, {len(attributes)} attributes)": lambda: attribution.enrichment(
-            lens, concept, patch=patch
-        ),
+        "enrichment, 8 contexts": lambda: attribution.enrichment(lens, concept, patch=patch),
     }
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for run in range(runs + 1):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            if run:
-                taken[name].append(time.perf_counter() - started)
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def _reversed(lens: tars_lens.Lens, concept: Concept) -> Patch:
+    vector = tars_lens.target(lens, concept)
+    return tars_lens.reverse(lens, vector, tars_lens.rank(lens, vector, top=4), concept=concept)
 
 
 @torch.no_grad()

@@ -12,6 +12,13 @@ from tars_lens.concept import Concept, builtin_concepts
 from tars_lens.errors import TarsError
 
 if TYPE_CHECKING:
+    from tars_lens.attribution import (
+        causal_trace,
+        direct_attribution,
+        edit_effects,
+        enrichment,
+        propagation,
+    )
     from tars_lens.erasure import Erasure, erase
     from tars_lens.lens import Lens
     from tars_lens.loading import load
@@ -23,6 +30,11 @@ if TYPE_CHECKING:
     from tars_lens.verification import verify
 
 _ROOMS = {
+    "causal_trace": "attribution",
+    "direct_attribution": "attribution",
+    "edit_effects": "attribution",
+    "enrichment": "attribution",
+    "propagation": "attribution",
     "Erasure": "erasure",
     "erase": "erasure",
     "Lens": "lens",
@@ -45,8 +57,13 @@ __all__ = [
     "TargetingVector",
     "TarsError",
     "builtin_concepts",
+    "causal_trace",
+    "direct_attribution",
+    "edit_effects",
+    "enrichment",
     "erase",
     "load",
+    "propagation",
     "rank",
     "reverse",
     "target",

@@ -7,6 +7,7 @@ import torch
 import transformers
 from tiny import ARCHITECTURES, boot, read_tokenizer, save_checkpoint, tiny_lens
 
+from tars_lens.attribution.parts import logit_parts
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens, Point
 from tars_lens.lens_parts import (
@@ -374,6 +375,18 @@ def test_a_hooked_transformer_is_seen_as_a_bridge_is(gated):
         with written(lens, {(1, role): Rows(torch.tensor([3]), -9 * lens.vectors(1, role)[[3]])}):
             assert not torch.equal(model(ids), logits)
         assert torch.equal(model(ids), logits)
+
+
+@on_hooked
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_parts_of_a_hooked_transformers_logit_add_up(gated):
+    lens = Lens(_hooked(gated, "RMS" if gated else "LN"), _Tokenizer())
+    batch = lens.prompts(["3 5 9 20", "7 8"])
+    parts = logit_parts(lens, batch, [9, 11])
+    own = lens.next_logits(batch)[[0, 1], [9, 11]].double()
+    _close(parts.logit, own, 1e-6)
+    assert (parts.coarse_error.abs() < 1e-6).all() and (parts.fine_error.abs() < 1e-6).all()
+    assert (parts.heads.abs() > 1e-6).any()
 
 
 @on_hooked
