@@ -1,0 +1,80 @@
+"""`tars-lens chat`: base and edited answers side by side."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def chat(
+    files: Annotated[list[Path], typer.Argument(help="Patch files (.safetensors), in order.")],
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="The base: a built-in name, a hub id or a folder."),
+    ] = "smollm2-135m",
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="Answer this and end; may be repeated. Default: prompts are typed."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Of an answer.")] = 60,
+    temperature: Annotated[float, typer.Option(help="0 for the likeliest tokens.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draws, the same for both answers.")] = 0,
+    top: Annotated[
+        int, typer.Option(help="Show so many of the likeliest first tokens of each answer.")
+    ] = 0,
+    template: Annotated[
+        bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Take patches of another base.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no greeting.")] = False,
+) -> None:
+    """Type a prompt, and see what the base and the edited model make of it, side by side."""
+    from rich.console import Console
+
+    from tars_lens.patch import Patch
+    from tars_lens.report.progress import progress
+
+    patches = [Patch.load(file) for file in files]
+    with progress(quiet=quiet) as advance:
+        advance(f"loading {model}", 0, 1)
+        from tars_lens.chat import Chat
+        from tars_lens.chat_view import converse
+        from tars_lens.loading import load
+
+        lens = load(model, advance=advance)
+        talk = Chat(
+            lens,
+            patches,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            template=template,
+            force=force,
+        )
+    console = Console(highlight=False)
+    if prompt:
+        converse(talk, console, prompt, top=top)
+    elif sys.stdin.isatty():
+        if console.is_terminal and not quiet:
+            console.print(f"{lens.name}, {len(patches)} patches on. /help tells what there is.")
+        converse(talk, console, _typed(), top=top)
+    else:
+        converse(talk, console, sys.stdin, top=top)
+
+
+def _typed() -> Iterator[str]:
+    """Lines that are typed, until Ctrl-D; Ctrl-C drops the line."""
+    with suppress(ImportError):
+        import readline  # noqa: F401 - input() then edits lines and remembers them
+
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            typer.echo()
+            return
+        except KeyboardInterrupt:
+            typer.echo("  (Ctrl-D or /quit ends)")
