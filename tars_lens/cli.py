@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tars_lens import cli_patch
+from tars_lens import cli_chat, cli_neuron, cli_patch
 from tars_lens.errors import TarsError
 
 app = typer.Typer(
@@ -135,6 +135,10 @@ def models() -> None:
             *[_cell(title, value) for title, value in zip(frame.columns, row, strict=True)]
         )
     _console(False).print(table)
+
+
+app.command()(cli_neuron.neuron)
+app.command()(cli_chat.chat)
 
 
 def main() -> None:

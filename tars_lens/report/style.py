@@ -180,7 +180,9 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'href="#', f'href="#{name}-', text)
     text = re.sub(r"url\(#", f"url(#{name}-", text)
-    text = text.replace(INK, "currentColor").replace(PAPER, "var(--paper, #ffffff)")
+    for color, name_in_page in ((PAPER, "paper"), (BLUE, "plot-blue")):
+        text = text.replace(color, f"var(--{name_in_page}, {color})")
+    text = text.replace(INK, "currentColor")
     pixels = round(figure.get_size_inches()[0] * 130)
     head = (
         f'<svg role="img" aria-label="{escape(description)}" style="width:{pixels}px" '
@@ -201,8 +203,12 @@ def prompt_text(text: str, limit: int = 48) -> str:
     shown = safe_text(text)
     if len(shown) <= limit:
         return shown
+    end = shown[1 - limit :]
+    word = end.find(" ")
+    if 0 <= word < 12:
+        end = end[word + 1 :]
     # not within an escaped dollar sign, half of which would be a formula's beginning
-    return "…" + shown[1 - limit :].removeprefix("$")
+    return "…" + end.removeprefix("$")
 
 
 def safe_text(text: str) -> str:
@@ -224,10 +230,17 @@ def visible(text: str) -> str:
     return "".join(_visible(character) for character in text)
 
 
+def visible_lines(text: str) -> str:
+    """The same, with line ends and tabs left to do their work."""
+    return "".join(c if c in "\n\t" else _visible(c) for c in text)
+
+
 def _visible(character: str) -> str:
     known = {"\n": "⏎", "\t": "⇥", "\u00a0": "⍽"}
     if character in known:
         return known[character]
+    if character in "\u200c\u200d":  # joiners, without which Hindi or Persian is spelt wrong
+        return character
     if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
         return f"⟨U+{ord(character):04X}⟩"
     return character

@@ -12,6 +12,7 @@ from tars_lens.report.figures.effect import (
     forward_probabilities,
     interference,
     languages,
+    probe_probabilities,
 )
 from tars_lens.report.figures.flow import attribution_waterfall, edit_effects, propagation_map
 from tars_lens.report.figures.parts import rows_height
@@ -35,6 +36,7 @@ __all__ = [
     "kl_histogram",
     "languages",
     "neurons_by_layer",
+    "probe_probabilities",
     "propagation_map",
     "refinement_trajectory",
     "rows_height",

@@ -37,12 +37,15 @@ def kl_distribution(
         return nothing(axes, "no position of plain text was compared")
     edges = _edges(counts)
     shares = counts["count"].to_numpy(dtype=float) / total * 100
+    tallest = shares.max()
     axes.stairs(shares, edges, fill=True, color=BLUE, alpha=0.35)
     axes.stairs(shares, edges, color=BLUE, label=f"all text (n = {total:,})")
     if "elsewhere_count" in counts and counts["elsewhere_count"].sum():
         n = int(counts["elsewhere_count"].sum())
+        elsewhere = counts["elsewhere_count"].to_numpy(dtype=float) / n * 100
+        tallest = max(tallest, elsewhere.max())
         axes.stairs(
-            counts["elsewhere_count"].to_numpy(dtype=float) / n * 100,
+            elsewhere,
             edges,
             color=ORANGE,
             linestyle="--",
@@ -50,7 +53,7 @@ def kl_distribution(
         )
     axes.set_xscale("log")
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(0, max(shares.max() * 1.12, 1e-9))
+    axes.set_ylim(0, max(tallest * 1.75, 1e-9))
     for name, value in _marks(counts, figures).items():
         color, line = _MARKS[name]
         place = min(max(value, edges[0]), edges[-1])

@@ -1,5 +1,6 @@
 """Figures of the effect: what the model no longer says, and what it still does."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from tars_lens.report.figures.parts import (
     characters,
     concepts_of,
     dumbbells,
-    legend_above,
+    legend_over,
     matrix,
     need,
     nothing,
@@ -28,36 +29,56 @@ ERASED = 0.005
 
 
 @styled
-def forward_probabilities(frame: pd.DataFrame, axes: Axes, *, kind: str = "forward") -> Axes:
-    """The answer's probability at each known probe, before and after.
+def forward_probabilities(frame: pd.DataFrame, axes: Axes) -> Axes:
+    """The concept's probability at each known forward probe, before and after.
 
     Args:
         frame: Probes: concept, kind, prompt, p_before, p_after, known.
         axes: Where to draw.
-        kind: Which probes; `forward`, `reverse` or `neighbour`.
 
     Raises:
         TarsError: A column is missing.
     """
-    need(frame, "forward_probabilities", "kind", "prompt", "p_before", "p_after", "known")
-    known = frame[(frame["kind"] == kind) & frame["known"].astype(bool)]
-    asked = int((frame["kind"] == kind).sum())
+    return probe_probabilities(frame, axes, kinds=("forward",))
+
+
+@styled
+def probe_probabilities(
+    frame: pd.DataFrame, axes: Axes, *, kinds: Sequence[str] = ("forward", "reverse", "neighbour")
+) -> Axes:
+    """The answer's probability at each known probe of some kinds, before and after.
+
+    Args:
+        frame: Probes: concept, kind, prompt, p_before, p_after, known.
+        axes: Where to draw.
+        kinds: Which probes; each kind of each concept under a heading.
+
+    Raises:
+        TarsError: A column is missing.
+    """
+    need(frame, "probe_probabilities", "kind", "prompt", "p_before", "p_after", "known")
+    asked = frame[frame["kind"].isin(kinds)]
+    known = asked[asked["known"].astype(bool)]
     if known.empty:
-        return nothing(axes, f"none of {asked} {kind} probes is known to the base model")
+        why = f"none of {len(asked)} {', '.join(kinds)} probes is known to the base model"
+        return nothing(axes, why)
     limit = characters(axes)
     groups = []
     for concept in concepts_of(known):
-        rows = of_concept(known, concept).sort_values("p_before", ascending=False, kind="stable")
-        labels = [prompt_text(prompt, limit) for prompt in rows["prompt"]]
-        groups.append(Group(concept, labels, list(rows["p_before"]), list(rows["p_after"])))
-    if kind == "forward":
+        for kind in kinds:
+            of = of_concept(known, concept)
+            rows = of[of["kind"] == kind].sort_values("p_before", ascending=False, kind="stable")
+            labels = [prompt_text(prompt, limit) for prompt in rows["prompt"]]
+            heading = concept if len(kinds) == 1 else f"{concept}: {kind}".removeprefix(": ")
+            if len(rows):
+                groups.append(Group(heading, labels, list(rows["p_before"]), list(rows["p_after"])))
+    if "forward" in kinds:
         axes.axvline(
             ERASED, color=GREY, linewidth=0.8, linestyle=":", label=f"erased: p ≤ {ERASED}"
         )
     dumbbells(axes, groups, labels=("before", "after"))
-    _probability_axis(
-        axes, "probability of the answer", f"n = {len(known)} of {asked} probes known"
-    )
+    n = f"n = {len(known)} of {len(asked)} probes known"
+    _probability_axis(axes, "probability of the answer", n)
     return axes
 
 
@@ -145,7 +166,9 @@ def depth(frame: pd.DataFrame, axes: Axes) -> Axes:
     for concept in concepts_of(frame):
         rows = of_concept(frame, concept)
         labels = [prompt_text(prompt, limit) for prompt in rows["prompt"]]
-        groups.append(Group(concept, labels, rows["largest_before"], rows["largest_after"]))
+        groups.append(
+            Group(concept, labels, list(rows["largest_before"]), list(rows["largest_after"]))
+        )
     dumbbells(axes, groups, labels=("before", "after"))
     _probability_axis(
         axes, "largest probability at any layer (logit lens)", f"n = {len(frame)} prompts"
@@ -187,7 +210,7 @@ def edit_curve(frame: pd.DataFrame, axes: Any) -> Any:
         plain_logarithm(three[2].yaxis)
         three[2].set_ylim(bottom=0)
     if any(names):
-        legend_above(three[0])
+        legend_over(three)
     return axes
 
 

@@ -11,6 +11,7 @@ from tars_lens.report.figures.parts import (
     characters,
     colormap,
     legend_above,
+    legend_over,
     need,
     nothing,
     panels,
@@ -91,7 +92,7 @@ def attribution_waterfall(
     after. Without: from zero, through the largest parts, to the logit.
 
     Args:
-        frame: Direct attribution: prompt, component, label, logit_before, logit_after.
+        frame: Direct attribution: prompt, component, layer, label, logit_before, logit_after.
         axes: Where to draw.
         prompt: Which prompt; the first where not given.
         top: How many parts are shown by themselves.
@@ -99,12 +100,12 @@ def attribution_waterfall(
     Raises:
         TarsError: A column is missing.
     """
-    need(frame, "attribution_waterfall", "prompt", "component", "label", "logit_before")
+    need(frame, "attribution_waterfall", "prompt", "component", "layer", "label", "logit_before")
     if frame.empty:
         return nothing(axes, "no prompt")
     rows = frame[frame["prompt"] == (frame["prompt"].iloc[0] if prompt is None else prompt)]
-    rows = rows[rows["component"].isin(_disjoint(rows))]
-    patched = "logit_after" in rows and rows["logit_after"].notna().any()
+    rows = _disjoint(rows)
+    patched = "logit_after" in rows and bool(rows["logit_after"].notna().any())
     start = float(rows["logit_before"].sum()) if patched else 0.0
     steps = rows["logit_after"] - rows["logit_before"] if patched else rows["logit_before"]
     order = steps.abs().sort_values(ascending=False, kind="stable").index[:top]
@@ -125,8 +126,9 @@ def edit_effects(frame: pd.DataFrame, axes: Any, *, role: str = "neuron") -> Any
     """What each edit does by itself, and what is lost without it.
 
     Args:
-        frame: Edit effects: label, role, mode (alone, left_out), kind, effect; with a column
-            concept, labels say whose edit it is.
+        frame: Edit effects: label, role, mode (alone, left_out), kind, effect (the probability
+            taken away, by the edit alone or by it only); with a column concept, labels say whose
+            edit it is.
         axes: Two panels, side by side.
         role: Which rows: `neuron` for all three vectors of a neuron at once, or a role.
 
@@ -139,7 +141,7 @@ def edit_effects(frame: pd.DataFrame, axes: Any, *, role: str = "neuron") -> Any
     if rows.empty:
         return [nothing(panel, f"no effect of a {role} was measured") for panel in (left, right)]
     names = list(dict.fromkeys(_owned(rows)))
-    titles = {"alone": "this edit alone", "left_out": "all edits but this one"}
+    titles = {"alone": "this edit alone takes away", "left_out": "only this edit takes away"}
     for panel, (mode, title) in zip((left, right), titles.items(), strict=True):
         panel.axvline(0, color=GREY, linewidth=0.6)
         for offset, (kind, (color, marker)) in zip((-0.22, 0, 0.22), _KINDS.items(), strict=True):
@@ -151,9 +153,9 @@ def edit_effects(frame: pd.DataFrame, axes: Any, *, role: str = "neuron") -> Any
         panel.set_yticks(range(len(names)), [safe_text(n) for n in names] if panel is left else [])
         panel.tick_params(axis="y", length=0)
         panel.margins(x=0.12)
-        panel.set_xlabel(f"effect on p: {title}")
+        panel.set_xlabel(f"mean probability that {title}")
     left.set_ylabel(f"edited {'neuron' if role == 'neuron' else role} (n = {len(names)})")
-    legend_above(left)
+    legend_over([left, right])
     return axes
 
 
@@ -177,7 +179,9 @@ def _heatmap(
     )
     layers = list(grid.index)
     every = max(1, round(len(layers) / 8))
-    ticks = [i for i, layer in enumerate(layers) if layer == -1 or layer % every == 0]
+    # 0 would lie on the embedding's letter
+    shown = [layer for layer in layers if layer == -1 or (layer % every == 0 and layer >= every)]
+    ticks = [layers.index(layer) for layer in shown]
     axes.set_yticks(ticks, ["e" if layers[i] == -1 else str(layers[i]) for i in ticks])
     axes.spines[:].set_visible(False)
     axes.set_title(title, loc="left")
@@ -198,10 +202,15 @@ def _mark(axes: Axes, where: pd.DataFrame, marker: str, label: str) -> None:
     axes.plot(across, down, marker, color="#fffffe", mec="#1a1a1b", mew=0.5, ms=4, label=label)
 
 
-def _disjoint(rows: pd.DataFrame) -> set[str]:
-    """Kinds of parts none of which holds another: a layer's attention, not its heads as well."""
-    there = {str(component) for component in rows["component"].unique()}
-    return there - {part for whole, part in _WHOLE.items() if whole in there}
+def _disjoint(rows: pd.DataFrame) -> pd.DataFrame:
+    """Parts none of which holds another: a layer's attention, not its heads and bias as well."""
+    there = set(rows["component"])
+    held = {part for whole, part in _WHOLE.items() if whole in there}
+    kept = rows[~rows["component"].isin(held)]
+    if not held:
+        return kept
+    last = kept.loc[kept["component"].isin(_WHOLE), "layer"].max()
+    return kept[(kept["component"] != "bias") | (kept["layer"] > last)]
 
 
 def _waterfall(

@@ -77,7 +77,7 @@ def of_concept(frame: pd.DataFrame, concept: str) -> pd.DataFrame:
 def characters(axes: Axes, share: float = 0.42) -> int:
     """How many characters of a label fit into a share of the figure's width."""
     root: Any = axes.get_figure(root=True)
-    return max(14, int(share * root.get_size_inches()[0] / 0.058))
+    return max(14, int(share * root.get_size_inches()[0] / 0.052))
 
 
 def dumbbells(axes: Axes, groups: Iterable[Group], *, labels: tuple[str, str]) -> Axes:
@@ -128,6 +128,14 @@ def legend_above(axes: Axes, *, right: bool = False) -> Axes:
         columnspacing=1.2,
     )
     return axes
+
+
+def legend_over(panels: Sequence[Axes]) -> None:
+    """One legend for all panels, above them."""
+    found = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
+    panels[0].figure.legend(
+        list(found.values()), list(found.keys()), loc="outside upper left", ncols=len(found)
+    )
 
 
 def axis_label(axes: Axes, axis: str, what: str, n: str, share: float = 1.0) -> None:

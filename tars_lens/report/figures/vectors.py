@@ -11,6 +11,7 @@ from tars_lens.report.figures.parts import (
     axis_label,
     concepts_of,
     legend_above,
+    legend_over,
     need,
     nothing,
     of_concept,
@@ -55,7 +56,7 @@ def refinement_trajectory(frame: pd.DataFrame, axes: Any) -> Any:
         axis_label(panel, "x", "refinement step", f"vectors: n = {len(names)}")
         whole_numbers(panel)
     if any(names):
-        legend_above(left)
+        legend_over([left, right])
     return axes
 
 

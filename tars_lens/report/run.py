@@ -1,0 +1,186 @@
+"""The folder of a run, read and checked before anything is made of it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tars_lens.errors import TarsError
+
+SCHEMA = 1
+
+_TRUE = {"true": True, "1": True, "false": False, "0": False, "": False}
+
+# of each table: the columns of text, of numbers and of truth values that are needed
+_TABLES: dict[str, tuple[str, str, str]] = {
+    "probes": ("concept kind language prompt answer", "p_before p_after kept", "known"),
+    "edits": ("concept role label", "layer neuron cosine old_norm new_norm", ""),
+    "kl_worst": ("context token next", "kl", "names_concept"),
+    "kl_histogram": ("", "bin_low bin_high count elsewhere_count", ""),
+    "texts": ("concept prompt before after", "", ""),
+    "propagation": ("token", "prompt position layer p_before p_after", ""),
+    "propagation_summary": (
+        "text",
+        "prompt first_top_layer largest_before stopped_layer largest_after",
+        "",
+    ),
+    "attribution": ("component label", "prompt logit_before logit_after", ""),
+    "edit_effects": ("label role mode kind", "effect", ""),
+    "interference": ("edited concept", "forward_after reverse_kept", ""),
+    "depth": ("concept prompt", "largest_before largest_after layer_before layer_after", ""),
+    "curve": ("concept", "edits forward_worst neighbours_kept plain_kl", ""),
+    "trajectory": ("", "step probability angle_degrees", ""),
+    "null": ("source", "quantile cosine", ""),
+}
+# numbers that a table may have beside
+_NUMBERS = ("rank_before", "rank_after", "cosine_before", "cosine_after", "vectors", "threshold")
+
+_FIGURES = ("median", "mean", "p95", "p99", "max")
+_NUMBER = (int, float)
+_MAYBE = (int, float, type(None))
+_SHAPE: dict[str, Any] = {
+    "model": {"name": str, "sha256": str, "layers": int, "d_model": int, "d_mlp": int},
+    "method": {"name": str, "seed": int},
+    "concepts": [
+        {
+            "name": str,
+            "edits": list,
+            "seconds": _NUMBER,
+            "probes": {
+                "forward": {
+                    "n": int,
+                    "known": int,
+                    "before_mean": _MAYBE,
+                    "after_mean": _MAYBE,
+                    "after_max": _MAYBE,
+                    "erased": _MAYBE,
+                },
+                "reverse": {"n": int, "known": int, "kept": _MAYBE},
+                "neighbour": {"n": int, "known": int, "kept": _MAYBE, "worst_kept": _MAYBE},
+                "multilingual": {"n": int, "known": int, "kept": _MAYBE},
+            },
+        }
+    ],
+    "verified": {
+        "rows_changed": int,
+        "rows_planned": int,
+        "others_identical": bool,
+        "restored_identical": bool,
+    },
+    "cost": {"seconds": _NUMBER, "peak_rss_bytes": _NUMBER},
+}
+_KL: dict[str, Any] = {"corpus": str, "tokens": int, **dict.fromkeys(_FIGURES, _MAYBE)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `tars-lens erase` left in a folder.
+
+    Attributes:
+        report: `report.json`.
+        tables: By name, those of the known tables that are there and have rows.
+    """
+
+    report: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
+
+
+def load_run(folder: Path | str) -> Run:
+    """Reads a run's report and tables; a table that isn't there is left out.
+
+    Raises:
+        TarsError: No such folder, no `report.json` in it, one of another schema or shape, or a
+            table that can't be read.
+    """
+    folder = Path(folder)
+    report = _report(folder)
+    tables = {}
+    for name in _TABLES:
+        path = folder / f"{name}.csv"
+        if path.is_file():
+            table = _table(path, name)
+            if len(table):
+                tables[name] = table
+    return Run(report, tables)
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise TarsError(
+            f"there is no folder {str(folder)!r}: give one that `tars-lens erase` made."
+        )
+    path = folder / "report.json"
+    if not path.is_file():
+        raise TarsError(
+            f"{str(folder)!r} has no report.json: give a folder that `tars-lens erase` made."
+        )
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TarsError(
+            f"{str(path)!r} can't be read as JSON: {error}. Run erase again."
+        ) from error
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        given = report.get("schema") if isinstance(report, dict) else None
+        raise TarsError(
+            f"{str(path)!r} has schema {given!r}; this version reads schema {SCHEMA}. Make the run "
+            "and the report with one version of tars_lens."
+        )
+    wrong = _differs(report, _SHAPE, "")
+    if not wrong and "kl" not in report:
+        wrong = "kl is missing"
+    if not wrong and report["kl"] is not None:
+        wrong = _differs(report["kl"], {**_KL, "elsewhere": dict}, "kl.")
+        wrong = wrong or _differs(report["kl"]["elsewhere"], {**_KL, "corpus": object}, "")
+    if wrong:
+        raise TarsError(f"{str(path)!r} is not a run's report: {wrong}. Run erase again.")
+    return report
+
+
+def _differs(value: Any, shape: Any, where: str) -> str:
+    """In what way a value has not the shape that it should have; empty where it has."""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"{where.rstrip('.') or 'it'} is no object"
+        for key, inner in shape.items():
+            if key not in value and inner is not object:
+                return f"{where}{key} is missing"
+            found = _differs(value.get(key), inner, f"{where}{key}.")
+            if found:
+                return found
+        return ""
+    if isinstance(shape, list):
+        if not isinstance(value, list) or not value:
+            return f"{where.rstrip('.')} is no list, or empty"
+        parts = (_differs(v, shape[0], f"{where}{i}.") for i, v in enumerate(value))
+        return next((part for part in parts if part), "")
+    wrong_truth = isinstance(value, bool) and shape in (int, _NUMBER, _MAYBE)
+    if wrong_truth or not isinstance(value, shape):
+        return f"{where.rstrip('.')} is {value!r}"
+    return ""
+
+
+def _table(path: Path, name: str) -> pd.DataFrame:
+    # all as text at first: a token that reads "null" or "nan" is no missing value
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    except (OSError, ValueError) as error:
+        raise TarsError(
+            f"{str(path)!r} can't be read as a table: {error}. Run erase again."
+        ) from error
+    texts, numbers, truths = (columns.split() for columns in _TABLES[name])
+    lacking = [c for c in (*texts, *numbers, *truths) if c not in frame]
+    if lacking:
+        raise TarsError(
+            f"{str(path)!r} lacks the columns {', '.join(lacking)}. Make the run and the report "
+            "with one version of tars_lens, or remove the table."
+        )
+    for column in (*numbers, *(c for c in _NUMBERS if c in frame)):
+        frame[column] = pd.to_numeric(frame[column], errors="coerce")
+    for column in truths:
+        frame[column] = [_TRUE.get(value.lower(), True) for value in frame[column]]
+    return frame

@@ -1,0 +1,150 @@
+"""The verdict in words: what went, what fell short, and what was never known."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tars_lens.report.run import Run
+from tars_lens.report.summary import notes
+
+_REVERSE = 0.2
+_LANGUAGES = 0.05
+_NEIGHBOUR = 0.9
+_TAIL = 1.0
+_READABLE = 0.1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one concept.
+
+    Attributes:
+        name: The concept.
+        key: Its name as an identifier.
+        state: `gone`, `left` (some of it) or `unknown` (the base model didn't know it).
+        word: The same in words.
+        text: One sentence with its figures.
+    """
+
+    name: str
+    key: str
+    state: Literal["gone", "left", "unknown"]
+    word: str
+    text: str
+
+
+def key_of(concept: str) -> str:
+    """A concept's name as tables and patch files have it: `sherlock_holmes`."""
+    return re.sub(r"\W+", "_", concept.lower()).strip("_")
+
+
+def verdicts(report: dict[str, Any]) -> list[Verdict]:
+    """One for each concept, in the order of removal."""
+    return [_verdict(concept) for concept in report["concepts"]]
+
+
+def proven(report: dict[str, Any]) -> bool:
+    """Whether exactly the planned vectors changed, nothing else, and undoing was exact."""
+    verified = report["verified"]
+    exact = verified["rows_changed"] == verified["rows_planned"]
+    return bool(exact and verified["others_identical"] and verified["restored_identical"])
+
+
+def misses(run: Run) -> list[tuple[str, str]]:
+    """What fell short, and what the figures don't say, each with the key of its concept."""
+    report = run.report
+    found = [] if proven(report) else [("", "The edit is not verified: see the proof below.")]
+    names = [concept["name"] for concept in report["concepts"]]
+    for note in notes(report):
+        text = note.removeprefix("! ")
+        owner = next((name for name in names if text.startswith(f"{name}:")), "")
+        found.append((key_of(owner), text))
+    for concept in report["concepts"]:
+        sentences = (*_probe_misses(concept["probes"]), *_depth_misses(run, concept["name"]))
+        found += [(key_of(concept["name"]), f"{concept['name']}: {text}") for text in sentences]
+    return found + [("", text) for text in _damage_misses(report["kl"])]
+
+
+def _verdict(concept: dict[str, Any]) -> Verdict:
+    name, probes = concept["name"], concept["probes"]
+    forward, reverse, neighbour = (probes[kind] for kind in ("forward", "reverse", "neighbour"))
+    if not forward["known"] or forward["erased"] is None:
+        text = f"The base model knew none of {forward['n']} forward probes."
+        return Verdict(name, key_of(name), "unknown", "nothing to remove", text)
+    gone = round(forward["erased"] * forward["known"])
+    whole = gone == forward["known"]
+    word = "removed" if whole else "not fully removed"
+    if whole and (reverse["kept"] or 0) > _REVERSE:
+        word = "the name is removed, what it leads to is not"
+    elif whole and (probes["multilingual"]["kept"] or 0) > _LANGUAGES:
+        word = "removed, but not in every language"
+    parts = [
+        f"From the description to the name, {gone} of {forward['known']} known probes are erased "
+        f"(mean p {forward['before_mean']:.2f} before, {_small(forward['after_mean'])} after; "
+        f"worst {_small(forward['after_max'])})"
+    ]
+    if reverse["kept"] is None:
+        parts.append("from the name to its attributes nothing was known to test")
+    else:
+        parts.append(f"from the name to its attributes {reverse['kept']:.0%} is left")
+    if neighbour["kept"] is not None:
+        parts.append(f"neighbours keep {neighbour['kept']:.0%}")
+    state: Literal["gone", "left"] = "gone" if word == "removed" else "left"
+    return Verdict(name, key_of(name), state, word, "; ".join(parts) + ".")
+
+
+def _small(p: float) -> str:
+    return "< 0.0001" if 0 <= p < 0.0001 else f"{p:.4f}"
+
+
+def _probe_misses(probes: dict[str, Any]) -> list[str]:
+    found = []
+    reverse, neighbour, languages = (probes[k] for k in ("reverse", "neighbour", "multilingual"))
+    if reverse["kept"] is not None and reverse["kept"] > _REVERSE:
+        found.append(
+            f"asked by its name, the model still has {reverse['kept']:.0%} of what it knew "
+            f"({reverse['known']} of {reverse['n']} reverse probes known)."
+        )
+    elif not reverse["known"]:
+        found.append(
+            f"none of {reverse['n']} reverse probes counts, so that direction is untested."
+        )
+    if languages["kept"] is not None and languages["kept"] > _LANGUAGES:
+        found.append(
+            f"in other languages {languages['kept']:.0%} is left"
+            + (f"; worst: {languages['worst']}." if languages.get("worst") else ".")
+        )
+    if languages["known"] < languages["n"]:
+        found.append(
+            f"{languages['n'] - languages['known']} of {languages['n']} probes in other languages "
+            "were never known, so they show nothing."
+        )
+    if neighbour["worst_kept"] is not None and neighbour["worst_kept"] < _NEIGHBOUR:
+        found.append(
+            f"the neighbour {neighbour.get('worst')} fell to {neighbour['worst_kept']:.0%} of its "
+            "probability."
+        )
+    return found
+
+
+def _depth_misses(run: Run, name: str) -> list[str]:
+    if "depth" not in run.tables:
+        return []
+    table = run.tables["depth"]
+    largest = table.loc[table["concept"].map(key_of) == key_of(name), "largest_after"].max()
+    if not largest > _READABLE:
+        return []
+    return [f"hidden rather than gone: one layer still reads it with p = {largest:.2f}."]
+
+
+def _damage_misses(kl: dict[str, Any] | None) -> list[str]:
+    if kl is None:
+        return ["Damage on plain text was not measured."]
+    worst = kl["elsewhere"]["max"]
+    if worst is None or worst <= _TAIL:
+        return []
+    return [
+        f"The damage has a tail: where no removed concept is named, the worst of "
+        f"{kl['elsewhere']['tokens']:,} predictions moved by {worst:.1f} nats "
+        f"(the median by {kl['elsewhere']['median']:.4f})."
+    ]
