@@ -5,8 +5,8 @@ import torch
 from tiny import tiny_lens
 
 from tars_lens.errors import TarsError
-from tars_lens.lens import Lens
-from tars_lens.measure.kl import Divergence, five, paired_kl
+from tars_lens.lens import Lens, Point
+from tars_lens.measure.kl import Divergence, _kl_of_logits, five, paired_kl
 from tars_lens.trial import kl_divergence
 from tars_lens.weights import Rows, written
 from tars_lens.windows import Windows
@@ -34,6 +34,26 @@ def test_the_paired_pass_equals_two_separate_ones(arch):
     torch.testing.assert_close(paired.values, separate, rtol=1e-3, atol=1e-7)
     assert separate.max() > 1e-5
     assert torch.equal(lens.read_out(lens.residual(windows.reported, -1)), old)
+
+
+def test_positions_before_the_edit_speaks_cost_exactly_nothing():
+    lens = tiny_lens("opt")  # its neurons are silent, exactly 0, wherever ReLU cuts them
+    ids, layer = _windows(lens).reported, lens.n_layers - 1
+    active = lens.capture(ids, [Point("mlp_post", layer)])[Point("mlp_post", layer)] > 0
+    share = active.flatten(0, 1).float().mean(0)
+    neuron = int((share - 0.5).abs().argmin())
+    edits = {
+        (layer, "out"): Rows(torch.tensor([neuron]), -30 * lens.vectors(layer, "out")[[neuron]])
+    }
+    values = paired_kl(lens, edits, _windows(lens)).values
+    assert 0 < share[neuron] < 1
+    assert torch.equal(values > 0, active[..., neuron])
+
+
+def test_the_figures_are_those_of_kl_divergence_bit_for_bit():
+    old = torch.randn(40, 700) * 3
+    new = old + torch.randn(40, 700) * 0.1
+    assert torch.equal(_kl_of_logits(old, new), kl_divergence(old, new))
 
 
 def test_edits_that_change_nothing_cost_exactly_nothing():
