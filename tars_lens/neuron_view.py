@@ -87,7 +87,8 @@ def _example(tokens: pd.DataFrame, end: str, console: Console) -> Text:
         if not console.is_terminal:
             line.append(f"[[{text}]]" if row.peak else text)
             continue
-        line.append(text, style=_shade(float(row.activation), strongest, end))
+        shade = _shade(float(row.activation), strongest, end)
+        line.append(text, style=f"bold underline {shade}" if row.peak else shade)
     line.append("\n")
     return line
 
