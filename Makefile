@@ -11,7 +11,7 @@ offline = HF_HUB_OFFLINE=1
 # the oldest supported TransformerLens, and the only supported line that has HookedTransformer
 TL3 = 3.9.0
 
-.PHONY: setup demo test test-tl3 clean
+.PHONY: setup demo test test-tl3 bench clean
 
 setup: .venv/.stamp
 
@@ -27,6 +27,11 @@ test: setup
 
 test-tl3: .venv-tl3/.stamp
 	$(offline) .venv-tl3/bin/python -m pytest tests/test_lens_contract.py
+
+# some minutes each, on SmolLM2-135M; the tables go to runs/bench too
+bench: setup
+	for name in loading ranking paired_kl memory erase_stages; do \
+		.venv/bin/python benchmarks/$$name.py --out runs/bench/$$name.csv || exit 1; echo; done
 
 clean:
 	rm -rf .venv .venv-tl3 .mypy_cache .pytest_cache .ruff_cache build dist runs

@@ -1,0 +1,129 @@
+"""Where the time of one `erase` goes, in units of one forward pass of a 256-token window."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+from unittest.mock import patch as replaced
+
+import pandas as pd
+from timing import arguments, interleaved, peak_bytes, reset_peak, show
+
+from tars_lens import erasure, removal
+from tars_lens.concept import Concept
+from tars_lens.corpus import load_corpus
+from tars_lens.lens import Lens
+from tars_lens.loading import load
+from tars_lens.neutral import Neutral
+from tars_lens.recipe import Trials
+from tars_lens.settings import Settings
+from tars_lens.unembedding import Unembedding
+from tars_lens.windows import cut
+
+_STAGES: tuple[tuple[Any, str, str], ...] = (
+    (erasure, "cut", "windows cut"),
+    (erasure, "base_frame", "probes before"),
+    (Neutral, "cached", "statistics, cached"),
+    (Unembedding, "fit", "unembedding"),
+    (erasure, "study", "study"),
+    (Trials, "of", "trials' prefixes"),
+    (removal, "reverse_parts", "reverse search"),
+    (removal, "forward_part", "forward search"),
+    (erasure, "with_after", "probes after"),
+    (erasure, "paired_kl", "KL"),
+    (erasure, "verify", "verify"),
+)
+
+
+class Stages:
+    """Seconds and peaks of wrapped functions, each without what is wrapped inside it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.peaks: dict[str, float] = {}
+        self._inside = [0.0]
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Counts the block under a name."""
+        # a peak before the block, in the stage around it, is lost: no stage here holds another
+        reset_peak()
+        self._inside.append(0.0)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            took = time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + took - self._inside.pop()
+            self._inside[-1] += took
+            self.peaks[name] = max(self.peaks.get(name, 0.0), peak_bytes())
+
+    def wrapped(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """A function, counted under a name."""
+
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self.timed(name):
+                return function(*args, **kwargs)
+
+        return run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the table."""
+    parser = arguments(__doc__)
+    parser.add_argument("--concepts", nargs="+", default=["saturn"])
+    parser.add_argument("--corpus", help="as for tars-lens erase")
+    parser.add_argument("--kl-tokens", type=int, default=25_600)
+    options = parser.parse_args(argv)
+    stages = Stages()
+    with stages.timed("loading"):
+        lens = load(options.model, progress=False)
+    with stages.timed("corpus"):
+        corpus = load_corpus(options.corpus, progress=False)
+    windows, layers = cut(lens, corpus), Settings().layers(lens.n_layers)
+    ids = windows.statistics[:1]
+    unit = interleaved({"pass": lambda: lens.read_out(lens.residual(ids, -1))}, 7)["pass"]
+    with stages.timed("statistics, cold"):
+        Neutral.fit(lens, windows.statistics, layers)
+    Neutral.cached(lens, windows.statistics, layers)  # so that the erasure finds them
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        for owner, attribute, name in _STAGES:
+            run = stages.wrapped(getattr(owner, attribute), name)
+            stack.enter_context(replaced.object(owner, attribute, run))
+        erase(lens, options.concepts, corpus, options.kl_tokens)
+    total = time.perf_counter() - started
+    inside = sum(stages.seconds.get(name, 0.0) for _, _, name in _STAGES)
+    stages.seconds |= {"all else": total - inside, "erase, in all": total}
+    show(
+        f"Stages of erasing {', '.join(options.concepts)} from {options.model}",
+        _frame(stages, unit),
+        reference=f"one pass of {ids.shape[1]} tokens with logits, {unit:.3g} s",
+        out=options.out,
+    )
+
+
+def erase(lens: Lens, concepts: Sequence[str], corpus: Any, kl_tokens: int) -> None:
+    """The pipeline with its default settings."""
+    cards = [Concept.load(concept) for concept in concepts]
+    erasure.erase(lens, cards, corpus=corpus, kl_tokens=kl_tokens)
+
+
+def _frame(stages: Stages, unit: float) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "stage": name,
+                "seconds": seconds,
+                "passes": seconds / unit,
+                "peak_mb": stages.peaks.get(name, float("nan")) / 1e6,
+            }
+            for name, seconds in stages.seconds.items()
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

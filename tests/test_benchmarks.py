@@ -1,0 +1,96 @@
+"""Each benchmark runs on a tiny model, and prints and writes its ratios."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from small_gguf import write_gguf
+from tiny import tiny_lens
+from tiny_concept import world
+
+from tars_lens.corpus import load_corpus
+from tars_lens.measure.kl import paired_kl
+from tars_lens.weights import Rows
+from tars_lens.windows import cut
+
+_BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+_MACHINE = "torch threads"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Runs a script's `main` on a tiny Llama (or what it is given); its output and table."""
+    monkeypatch.syspath_prepend(str(_BENCHMARKS))
+    monkeypatch.setenv("TARS_LENS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ours = [file.stem for file in _BENCHMARKS.glob("*.py")]
+
+    def go(script, *options, model=None):
+        out = tmp_path / "table.csv"
+        argv = ["--model", str(model or world().model), "--out", str(out), *map(str, options)]
+        importlib.import_module(script).main(argv)
+        return capsys.readouterr().out, pd.read_csv(out)
+
+    yield go
+    for name in ours:
+        sys.modules.pop(name, None)
+
+
+def test_loading(run, tmp_path):
+    model = write_gguf(tmp_path / "tiny.gguf")
+    printed, table = run("loading", "--repeats", 1, model=model)
+    _check(printed, table, "GGUF with transformers")
+    assert len(table) == 2
+
+
+def test_ranking(run):
+    printed, table = run("ranking", "--repeats", 2)
+    _check(printed, table, "read: torch.sum")
+    assert {"rank, 1 vector, top 100", "rank, 16 vectors, top 100"} < set(table["case"])
+
+
+def test_paired_kl(run):
+    printed, table = run("paired_kl", "--repeats", 1, "--windows", 1, "--corpus", world().corpus)
+    _check(printed, table, "two passes that keep logits")
+    assert "paired, first edit in layer 2" in set(table["case"])
+    assert not table["milliseconds_per_token"].isna().any()
+    lens = tiny_lens("llama")
+    windows = cut(lens, load_corpus(world().corpus, progress=False), reported_tokens=512)
+    edits = {(1, "out"): Rows(torch.tensor([3]), -40 * lens.vectors(1, "out")[[3]])}
+    separate = sys.modules["paired_kl"].separate_kl(lens, edits, windows).values
+    paired = paired_kl(lens, edits, windows).values
+    torch.testing.assert_close(paired, separate, rtol=1e-3, atol=1e-7)
+    assert separate.max() > 1e-5
+
+
+def test_memory(run):
+    printed, table = run(
+        "memory", "--concepts", world().card, "--corpus", world().corpus, "--kl-tokens", 512
+    )
+    assert table["case"].tolist() == ["imports", "model loaded", "erase"]
+    assert "ratio" in printed and _MACHINE in printed
+    if sys.platform == "linux":
+        peaks = table["peak_mb"].tolist()
+        assert peaks == sorted(peaks) and peaks[0] > 100
+        assert table["ratio_without_imports"][0] == 0.0
+
+
+def test_erase_stages(run):
+    printed, table = run(
+        "erase_stages", "--concepts", world().card, "--corpus", world().corpus, "--kl-tokens", 512
+    )
+    assert "passes" in printed and _MACHINE in printed
+    seconds = table.set_index("stage")["seconds"]
+    parts = {"statistics, cached", "study", "reverse search", "forward search", "KL", "verify"}
+    assert parts < set(seconds.index) and (seconds > 0).all()
+    outside = ["loading", "corpus", "statistics, cold", "erase, in all"]
+    assert seconds.drop(outside).sum() == pytest.approx(seconds["erase, in all"])
+
+
+def _check(printed, table, reference):
+    assert reference in printed and "ratio" in printed and _MACHINE in printed
+    ratios = table.set_index("case")["ratio"]
+    assert ratios[reference] == 1.0 and (ratios > 0).all()
