@@ -8,7 +8,7 @@ from functools import cache, wraps
 from io import StringIO
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 from markupsafe import escape
@@ -104,7 +104,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @styled
 def figure(
-    columns: Literal[1, 2] = 1,
+    columns: int = 1,
     *,
     height: float | None = None,
     rows: int = 1,

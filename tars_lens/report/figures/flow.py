@@ -195,6 +195,7 @@ def _tokens(axes: Axes, rows: pd.DataFrame) -> None:
     names = [token_text(str(token), 14) for token in first["token"]]
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=5.5)
     axes.tick_params(axis="x", length=0)
+    axis_label(axes, "x", "token", f"n = {len(names)}")
 
 
 def _mark(axes: Axes, where: pd.DataFrame, marker: str, label: str) -> None:
