@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tars_lens import cli_chat, cli_neuron, cli_patch
+from tars_lens import cli_chat, cli_neuron, cli_patch, cli_report
 from tars_lens.errors import TarsError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_patch.app, name="patch")
+app.command()(cli_report.report)
 
 DEFAULT_MODEL = "smollm2-135m"
 
