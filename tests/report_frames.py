@@ -83,6 +83,7 @@ def attribution(layers=30):
         ("head", layer, head, f"L{layer}H{head}") for layer in range(layers) for head in (0, 1)
     ]
     rows += [("mlp", layer, -1, f"MLP {layer}") for layer in range(layers)]
+    rows += [("bias", layer, -1, f"bias {layer}") for layer in (3, layers)]
     frame = pd.DataFrame(rows, columns=["component", "layer", "index", "label"])
     frame.insert(0, "text", "".join(TOKENS))
     frame.insert(0, "prompt", 0)

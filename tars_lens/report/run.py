@@ -26,7 +26,7 @@ _TABLES: dict[str, tuple[str, str, str]] = {
         "prompt first_top_layer largest_before stopped_layer largest_after",
         "",
     ),
-    "attribution": ("component label", "prompt logit_before logit_after", ""),
+    "attribution": ("component label", "prompt layer logit_before logit_after", ""),
     "edit_effects": ("label role mode kind", "effect", ""),
     "interference": ("edited concept", "forward_after reverse_kept", ""),
     "depth": ("concept prompt", "largest_before largest_after layer_before layer_after", ""),
