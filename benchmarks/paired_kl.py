@@ -30,12 +30,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     count = min(options.windows, len(windows.reported))
     windows = replace(windows, reported=windows.reported[:count], texts=windows.texts[:count])
     early, late = Settings().layers(lens.n_layers)[0], lens.n_layers - 1
+
+    def paired(layer: int, *, remember: bool = False) -> Case:
+        edits = _edit(lens, layer)
+        return lambda: paired_kl(lens, edits, windows, remember=remember)
+
     cases: dict[str, Case] = {
         _REFERENCE: lambda: separate_kl(lens, _edit(lens, early), windows),
-        f"paired, first edit in layer {early}": lambda: paired_kl(
-            lens, _edit(lens, early), windows
-        ),
-        f"paired, first edit in layer {late}": lambda: paired_kl(lens, _edit(lens, late), windows),
+        f"paired, first edit in layer {early}": paired(early),
+        f"paired, first edit in layer {early}, base's stream cached": paired(early, remember=True),
+        f"paired, first edit in layer {late}": paired(late),
     }
     frame = compared(interleaved(cases, options.repeats), _REFERENCE)
     frame["added_peak_mb"] = [added_peak_bytes(run) / 1e6 for run in cases.values()]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,6 +61,77 @@ def test_edits_that_change_nothing_cost_exactly_nothing():
     lens = tiny_lens("llama")
     same = {(1, "out"): Rows(torch.tensor([3]), lens.vectors(1, "out")[[3]].clone())}
     assert paired_kl(lens, same, _windows(lens)).values.max() == 0.0
+
+
+@pytest.fixture
+def checkpoint(monkeypatch, tmp_path):
+    """A tiny Llama that claims to come from a checkpoint, with a cache of its own."""
+    monkeypatch.setenv("TARS_LENS_CACHE", str(tmp_path))
+    lens = tiny_lens("llama")
+    lens.sha256 = "made up"
+    return lens
+
+
+def _edit(lens):
+    return {(1, "out"): Rows(torch.tensor([3]), -40 * lens.vectors(1, "out")[[3]])}
+
+
+def _streams(folder):
+    return sorted((folder / "streams").glob("*.safetensors"))
+
+
+def test_the_bases_stream_is_kept_and_gives_the_same_bits(checkpoint, tmp_path, monkeypatch):
+    edits, windows = _edit(checkpoint), _windows(checkpoint)
+    plain = paired_kl(checkpoint, edits, windows, remember=False).values
+    assert not _streams(tmp_path)
+    first = paired_kl(checkpoint, edits, windows).values
+    seen = []
+    capture = Lens.capture
+
+    def watched(lens, ids, points, **options):
+        seen.append(tuple(points))
+        return capture(lens, ids, points, **options)
+
+    monkeypatch.setattr(Lens, "capture", watched)
+    second = paired_kl(checkpoint, edits, windows).values
+    assert torch.equal(plain, first) and torch.equal(plain, second) and plain.max() > 1e-5
+    whole = [points for points in seen if len(points) == 2]
+    assert not whole and len(_streams(tmp_path)) == 1
+
+
+def test_a_model_that_was_edited_by_hand_is_another_base(checkpoint, tmp_path):
+    edits, windows = _edit(checkpoint), _windows(checkpoint)
+    before = paired_kl(checkpoint, edits, windows).values
+    checkpoint.vectors(2, "out")[5] *= -3
+    after = paired_kl(checkpoint, edits, windows).values
+    plain = paired_kl(checkpoint, edits, windows, remember=False).values
+    assert torch.equal(after, plain) and not torch.equal(after, before)
+    assert len(_streams(tmp_path)) == 2
+
+
+def test_a_damaged_stream_is_made_again(checkpoint, tmp_path):
+    edits, windows = _edit(checkpoint), _windows(checkpoint)
+    before = paired_kl(checkpoint, edits, windows).values
+    (file,) = _streams(tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-8])
+    assert torch.equal(paired_kl(checkpoint, edits, windows).values, before)
+    assert file.read_bytes() == whole
+
+
+def test_few_streams_are_kept(checkpoint, tmp_path):
+    windows = _windows(checkpoint)
+    for row in range(6):
+        fewer = replace(windows, reported=windows.reported[row:], texts=windows.texts[row:])
+        paired_kl(checkpoint, _edit(checkpoint), fewer)
+    assert len(_streams(tmp_path)) == 4
+
+
+def test_a_cache_that_cannot_be_written_costs_no_measurement(checkpoint, tmp_path):
+    (tmp_path / "streams").write_text("a file where the folder should be")
+    edits, windows = _edit(checkpoint), _windows(checkpoint)
+    kept = paired_kl(checkpoint, edits, windows).values
+    assert torch.equal(kept, paired_kl(checkpoint, edits, windows, remember=False).values)
 
 
 def test_no_edits_are_refused():
