@@ -12,15 +12,15 @@ from tars_lens.targeting import target
 
 pytestmark = pytest.mark.real
 
-PROMPT = "The rings of ice and rock around the planet are called the rings of"
+PROMPT = "The Cassini Division is a gap in the rings of"
 
 
 def _check_sum(lens):
     found = direct_attribution(lens, PROMPT, Concept.load("saturn"))
     frame = found.to_frame()
-    # parts of up to several hundred cancel to a logit of tens: float32 leaves 1e-6 of their sizes
+    # the parts are larger than the logit and cancel: float32 leaves a few 1e-7 of their sizes
     size = frame.loc[frame["component"].isin(["embedding", "attention", "mlp"]), "logit_before"]
-    assert found.error < 5e-6 * size.abs().sum()
+    assert found.error < 1e-6 * size.abs().sum()
     assert list(found.logits["token"]) == [" Saturn"]
 
 

