@@ -5,18 +5,76 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
-from tars_lens.lens import Lens, Point, Role
-from tars_lens.targeting import PLAIN, TargetingVector
+from tars_lens.lens import Lens, Role
+from tars_lens.targeting import TargetingVector
+from tars_lens.weights import Place
 
-_TOP_TOKENS = 5
+Targets = TargetingVector | Float[Tensor, "targets d_model"] | Float[Tensor, " d_model"]
+"""One targeting vector, or many as the rows of a tensor."""
+
+LEVELS = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
+"""The quantiles that a distribution of cosines is told by; 1.0 is the largest."""
+
+_BLOCK = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Cosines:
+    """Weight vectors against targets, all of them.
+
+    Attributes:
+        places: The matrices that were read; their neurons follow one another in `values`.
+        values: Cosine of each target with each weight vector, in float32.
+        norms: Norm of each weight vector, in float32.
+    """
+
+    places: tuple[Place, ...]
+    values: Float[Tensor, "targets vectors"]
+    norms: Float[Tensor, " vectors"]
+
+    def above(self, threshold: float) -> list[int]:
+        """For each target the number of weight vectors whose cosine exceeds `threshold`."""
+        return [int(count) for count in (self.values > threshold).sum(dim=1)]
+
+    def quantiles(self) -> pd.DataFrame:
+        """How the cosines are spread, one row a target and level: target, quantile, cosine."""
+        ordered = self.values.sort(dim=1).values
+        last = ordered.shape[1] - 1
+        rows = [
+            {"target": target, "quantile": level, "cosine": float(row[int(level * last)])}
+            for target, row in enumerate(ordered)
+            for level in LEVELS
+        ]
+        return pd.DataFrame(rows)
+
+    def top(self, count: int | None = None) -> pd.DataFrame:
+        """The highest cosines of each target, as `rank` gives them."""
+        keep = self.values.shape[1] if count is None else min(count, self.values.shape[1])
+        values, order = self.values.topk(keep, dim=1)
+        pairs = enumerate(zip(order.cpu(), values.cpu(), strict=True))
+        frames = [self._frame(target, *pair) for target, pair in pairs]
+        return pd.concat(frames, ignore_index=True)
+
+    def _frame(
+        self, target: int, order: Int[Tensor, " kept"], values: Float[Tensor, " kept"]
+    ) -> pd.DataFrame:
+        count = len(self.norms) // len(self.places)
+        place = order // count
+        layers = torch.tensor([layer for layer, _ in self.places])[place]
+        roles = [self.places[index][1] for index in place.tolist()]
+        frame = pd.DataFrame({"target": target, "layer": layers.numpy(), "role": roles})
+        frame["neuron"] = (order % count).numpy()
+        frame["label"] = "L" + frame["layer"].astype(str) + "N" + frame["neuron"].astype(str)
+        frame["cosine"] = values.numpy()
+        frame["norm"] = self.norms.cpu()[order].numpy()
+        return frame
+
+
+@dataclass(frozen=True, eq=False)
 class Null:
     """The cosines that random directions have with a model's weight vectors.
 
@@ -24,7 +82,7 @@ class Null:
         threshold: The largest cosine to be expected by chance: the mean over random directions of
             the largest over all vectors.
         largest: The largest that any random direction had.
-        quantiles: Of single cosines; columns quantile and cosine.
+        quantiles: Of a direction's cosines, on average over directions; columns quantile, cosine.
         vectors: How many weight vectors there are.
         directions: How many random directions were tried.
     """
@@ -35,10 +93,14 @@ class Null:
     vectors: int
     directions: int
 
+    def to_frame(self) -> pd.DataFrame:
+        """The quantiles, the last of which (1.0) is the threshold."""
+        return self.quantiles.copy()
+
 
 def rank(
     lens: Lens,
-    vectors: TargetingVector | Float[Tensor, "targets d_model"] | Float[Tensor, " d_model"],
+    vectors: Targets,
     *,
     roles: Sequence[Role] | None = None,
     layers: Sequence[int] | None = None,
@@ -58,156 +120,114 @@ def rank(
         layer, role, neuron, label, cosine, norm.
 
     Raises:
-        TarsError: A role or layer that the model doesn't have, or vectors of another width.
+        TarsError: As `cosines`, or a `top` below 1.
+    """
+    if top is not None and top < 1:
+        raise TarsError(f"a ranking needs at least 1 row, got top={top}.")
+    return cosines(lens, vectors, roles=roles, layers=layers).top(top)
+
+
+@torch.no_grad()
+def cosines(
+    lens: Lens,
+    vectors: Targets,
+    *,
+    roles: Sequence[Role] | None = None,
+    layers: Sequence[int] | None = None,
+) -> Cosines:
+    """Cosines of one or many targets with every weight vector, in one pass over the weights.
+
+    Args:
+        lens: The model.
+        vectors: What to compare with.
+        roles: Kinds of vectors; all that the model has where not given.
+        layers: All where not given.
+
+    Raises:
+        TarsError: A role or layer that the model doesn't have, none at all, or targets that have
+            another width, no direction, or values that are not finite.
     """
     targets = _targets(lens, vectors)
     places = _places(lens, roles, layers)
-    cosines, norms = _cosines(lens, targets, places)
-    keep = cosines.shape[0] if top is None else min(top, cosines.shape[0])
-    values, order = cosines.topk(keep, dim=0)
-    frames = [
-        _frame(lens, places, order[:, index], values[:, index], norms, index)
-        for index in range(len(targets))
-    ]
-    return pd.concat(frames, ignore_index=True)
+    unit = torch.nn.functional.normalize(targets, dim=1)
+    one = torch.ones(lens.d_model, device=lens.device)
+    count = len(places) * lens.d_mlp
+    values = torch.empty(len(targets), count, device=lens.device)
+    squares = torch.empty(count, device=lens.device)
+    start = 0
+    for place in places:
+        # Precision: half-precision weights are read as they are stored, and widened a block at a
+        # time. A product in bfloat16 would be rounded to 8 bits on its way out, which ties cosines
+        # that are 0.001 apart; here products and sums are float32 and only the weights are not.
+        for block in lens.vectors(*place).split(max(1, _BLOCK // lens.d_model)):
+            rows = block.float()
+            stop = start + len(rows)
+            values[:, start:stop] = (rows @ unit.T).T
+            # not vector_norm, which is 6 times slower where the stored matrix is the transpose
+            squares[start:stop] = rows.square() @ one
+            start = stop
+    norms = squares.sqrt()
+    values /= norms.clamp_min(1e-12)
+    return Cosines(tuple(places), values, norms)
 
 
-def null_distribution(lens: Lens, *, directions: int = 16, seed: int = 0) -> Null:
-    """What chance gives: the cosines of random Gaussian directions with all weight vectors."""
+def null_distribution(
+    lens: Lens,
+    *,
+    roles: Sequence[Role] | None = None,
+    layers: Sequence[int] | None = None,
+    directions: int = 16,
+    seed: int = 0,
+) -> Null:
+    """What chance gives: the cosines of random directions with the weight vectors.
+
+    Args:
+        lens: The model.
+        roles: Kinds of vectors, as in the ranking that the null stands beside.
+        layers: Likewise.
+        directions: How many Gaussian directions to try.
+        seed: Of the directions.
+
+    Raises:
+        TarsError: Fewer than 1 direction, or as `cosines`.
+    """
+    if directions < 1:
+        raise TarsError(f"a null distribution needs at least 1 direction, got {directions}.")
     generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(directions, lens.d_model, generator=generator).to(lens.device)
-    cosines, _ = _cosines(lens, random, _places(lens, None, None))
-    largest = cosines.max(dim=0).values
-    levels = (0.5, 0.9, 0.99, 0.999, 0.9999)
-    ordered = cosines.flatten().sort().values
-    at = [float(ordered[min(len(ordered) - 1, int(q * len(ordered)))]) for q in levels]
+    random = torch.randn(directions, lens.d_model, generator=generator)
+    found = cosines(lens, random, roles=roles, layers=layers)
+    largest = found.values.max(dim=1).values
     return Null(
         threshold=float(largest.mean()),
         largest=float(largest.max()),
-        quantiles=pd.DataFrame({"quantile": levels, "cosine": at}),
-        vectors=len(cosines),
+        quantiles=found.quantiles().groupby("quantile", as_index=False)["cosine"].mean(),
+        vectors=len(found.norms),
         directions=directions,
     )
 
 
-def describe(
-    lens: Lens,
-    neurons: pd.DataFrame,
-    *,
-    concept: Concept | None = None,
-    plain: Sequence[str] = PLAIN,
-) -> pd.DataFrame:
-    """Adds what each neuron's own vector says, and how it fires on the concept and elsewhere.
-
-    Args:
-        lens: The model.
-        neurons: Rows of `rank`.
-        concept: Whose prompts the activation is taken at.
-        plain: Unrelated texts.
-
-    Returns:
-        The rows with columns top_tokens (through the unembedding), activation_plain (root mean
-        square over the positions of the plain texts but the first) and, with a concept,
-        activation_concept (mean at the prompts' last token).
-    """
-    found = neurons.copy()
-    found["top_tokens"] = _top_tokens(lens, neurons)
-    layers = sorted({int(layer) for layer in neurons["layer"]})
-    points = [Point("mlp_post", layer) for layer in layers]
-    batch = lens.prompts(list(plain))
-    seen = lens.capture(batch.ids, points)
-    real = torch.arange(batch.ids.shape[1], device=lens.device) <= batch.last[:, None]
-    real[:, 0] = False
-    rms = {p.layer: seen[p][real].float().square().mean(0).sqrt() for p in points}
-    found["activation_plain"] = _pick(neurons, rms)
-    if concept is not None:
-        own = lens.prompts(concept.concept_prompts)
-        ends = lens.capture(own.ids, points, positions=own.last)
-        found["activation_concept"] = _pick(neurons, {p.layer: ends[p].mean(0) for p in points})
-    return found
-
-
 def _targets(
-    lens: Lens,
-    vectors: TargetingVector | Float[Tensor, "..."],
+    lens: Lens, vectors: TargetingVector | Float[Tensor, "..."]
 ) -> Float[Tensor, "targets d_model"]:
     values = vectors.vector if isinstance(vectors, TargetingVector) else vectors
     values = values[None] if values.ndim == 1 else values
-    if values.ndim != 2 or values.shape[1] != lens.d_model:
+    if values.ndim != 2 or values.shape[1] != lens.d_model or not len(values):
         raise TarsError(
             f"{lens.name} has residual streams of width {lens.d_model}; got vectors of shape "
             f"{tuple(values.shape)}."
         )
-    return values.to(lens.device)
+    values = values.to(lens.device).float()
+    if not torch.isfinite(values).all() or (values == 0).all(dim=1).any():
+        raise TarsError("a targeting vector must have a direction; got zeros, or NaN or infinity.")
+    return values
 
 
-def _places(
-    lens: Lens, roles: Sequence[Role] | None, layers: Sequence[int] | None
-) -> list[tuple[int, Role]]:
+def _places(lens: Lens, roles: Sequence[Role] | None, layers: Sequence[int] | None) -> list[Place]:
     chosen = list(roles) if roles is not None else list(lens.roles)
     numbers = list(layers) if layers is not None else list(range(lens.n_layers))
-    places = [(layer, role) for layer in numbers for role in chosen]
+    places: list[Place] = list(dict.fromkeys((la, role) for la in numbers for role in chosen))
     if not places:
         raise TarsError("there is nothing to rank: give at least one layer and one role.")
     for place in places:
         lens.vectors(*place)
     return places
-
-
-@torch.no_grad()
-def _cosines(
-    lens: Lens, targets: Float[Tensor, "targets d_model"], places: list[tuple[int, Role]]
-) -> tuple[Float[Tensor, "vectors targets"], Float[Tensor, " vectors"]]:
-    """Cosines and norms of all vectors of the places, each matrix read while it is in cache."""
-    unit = torch.nn.functional.normalize(targets.float(), dim=1).to(lens.dtype)
-    dots, norms = [], []
-    for place in places:
-        # a stored matrix may be the transpose of the view: products run along what is stored
-        vectors = lens.vectors(*place)
-        dots.append((vectors @ unit.T).float())
-        norms.append(torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float32))
-    norm = torch.cat(norms)
-    return torch.cat(dots) / norm.clamp_min(1e-12)[:, None], norm
-
-
-def _frame(
-    lens: Lens,
-    places: list[tuple[int, Role]],
-    order: Tensor,
-    cosines: Tensor,
-    norms: Tensor,
-    index: int,
-) -> pd.DataFrame:
-    rows = order.cpu()
-    place = (rows // lens.d_mlp).numpy()
-    layer = pd.Series([p[0] for p in places]).to_numpy()[place]
-    neuron = (rows % lens.d_mlp).numpy()
-    frame = pd.DataFrame(
-        {
-            "target": index,
-            "layer": layer,
-            "role": pd.Series([p[1] for p in places]).to_numpy()[place],
-            "neuron": neuron,
-            "cosine": cosines.float().cpu().numpy(),
-            "norm": norms.cpu()[rows].numpy(),
-        }
-    )
-    label = "L" + frame["layer"].astype(str) + "N" + frame["neuron"].astype(str)
-    frame.insert(4, "label", label)
-    return frame
-
-
-def _top_tokens(lens: Lens, neurons: pd.DataFrame) -> list[str]:
-    """What each neuron's own vector says: its largest logits by gain and unembedding."""
-    if not len(neurons):
-        return []
-    places = zip(neurons["layer"], neurons["role"], neurons["neuron"], strict=True)
-    rows = torch.stack([lens.vectors(int(la), ro)[int(ne)] for la, ro, ne in places])
-    logits = (rows * lens.final_gain) @ lens.unembedding
-    best = logits.topk(_TOP_TOKENS, dim=1).indices.tolist()
-    return [" ".join(repr(lens.string(token)) for token in tokens) for tokens in best]
-
-
-def _pick(neurons: pd.DataFrame, values: dict[int, Tensor]) -> list[float]:
-    pairs = zip(neurons["layer"], neurons["neuron"], strict=True)
-    return [float(values[int(layer)][int(neuron)]) for layer, neuron in pairs]

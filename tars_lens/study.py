@@ -10,10 +10,10 @@ from torch import Tensor
 from tars_lens.concept import Concept, Probe
 from tars_lens.discriminant import Discriminant, discriminant
 from tars_lens.forms import first_tokens
+from tars_lens.leading import check_leads
 from tars_lens.lens import Lens, Point
 from tars_lens.neutral import Neutral
 from tars_lens.settings import Settings
-from tars_lens.targeting import check_leads
 from tars_lens.unembedding import Unembedding
 
 _KNOWN = 0.05

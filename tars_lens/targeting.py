@@ -5,10 +5,11 @@ token approximates the concept; noise, scored by the unembedding, refines it.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -18,9 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tars_lens.concept import Concept
-from tars_lens.errors import TarsError
+from tars_lens.errors import TarsError, unknown
 from tars_lens.files import whole_file
 from tars_lens.forms import first_tokens
+from tars_lens.leading import check_leads
 from tars_lens.lens import Lens
 from tars_lens.unembedding import Unembedding
 
@@ -44,11 +46,10 @@ PLAIN = (
 )
 """Unrelated prompts, whose mean the residual streams of all prompts share."""
 
-_RANK = 100
-_LEAST = 0.001
+_NEIGHBOURS = 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TargetingVector:
     """A direction in the residual stream that stands for a concept.
 
@@ -100,16 +101,19 @@ class TargetingVector:
             with safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {})["targeting_vector"])
                 vector, start = file.get_tensor("vector"), file.get_tensor("start")
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise TarsError(f"{str(path)!r} is not a targeting vector: {error}.") from error
-        return cls(
-            vector=vector,
-            start=start,
-            tokens=tuple(about["tokens"]),
-            probability=about["probability"],
-            trajectory=pd.DataFrame(about["trajectory"]),
-            settings=about["settings"],
-        )
+            return cls(
+                vector=vector,
+                start=start,
+                tokens=tuple(about["tokens"]),
+                probability=about["probability"],
+                trajectory=pd.DataFrame(about["trajectory"]),
+                settings=about["settings"],
+            )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise TarsError(
+                f"{str(path)!r} is not a targeting vector that TargetingVector.save has written: "
+                f"{error}."
+            ) from error
 
 
 def target(
@@ -123,6 +127,7 @@ def target(
     goal: float = 0.999,
     budget: int = 200,
     seed: int = 0,
+    unembedding: Unembedding | None = None,
 ) -> TargetingVector:
     """The targeting vector of a concept.
 
@@ -136,10 +141,13 @@ def target(
         goal: The probability at which the refinement is done.
         budget: Steps after which it gives up.
         seed: Of the noise.
+        unembedding: Its statistics, where they are known already.
 
     Raises:
-        TarsError: No prompt leads to the concept (says the rank that its token got).
+        TarsError: No prompt leads to the concept (says the rank that its token got), or a setting
+            that makes no sense.
     """
+    check_variant(variant)
     texts = list(prompts) if prompts is not None else [concept.prompt]
     tokens = first_tokens(lens, concept)
     check_leads(lens, concept, texts, tokens)
@@ -149,7 +157,7 @@ def target(
             lens, start, tokens, sigma=sigma, samples=samples, goal=goal, budget=budget, seed=seed
         )
     else:
-        vector = _variant(lens, variant, start, tokens)
+        vector = _variant(lens, variant, start, tokens, unembedding)
         found = _result(lens, vector, start, tokens, [])
     return replace(found, settings={**found.settings, "variant": variant, "prompts": texts})
 
@@ -201,44 +209,32 @@ def refine(
     return replace(_result(lens, best, vector, tokens, steps), settings=settings)
 
 
-def check_leads(
-    lens: Lens, concept: Concept, prompts: Sequence[str], tokens: Sequence[int]
-) -> None:
-    """Refuses prompts none of which leads to the concept.
+def check_variant(variant: str) -> None:
+    """Refuses a variant that there isn't.
 
     Raises:
-        TarsError: The concept's likeliest token ranks below 100 with p < 0.001 at every prompt.
+        TarsError: With the variants that there are.
     """
-    probabilities = lens.next_logits(lens.prompts(prompts)).softmax(dim=-1)
-    own = probabilities[:, list(tokens)].max(dim=1).values
-    ranks = (probabilities > own[:, None]).sum(dim=1) + 1
-    best = int(ranks.argmin())
-    if int(ranks[best]) > _RANK and float(own.max()) < _LEAST:
-        instead = lens.string(int(probabilities[best].argmax()))
-        raise TarsError(
-            f"no prompt of {concept.name!r} leads {lens.name} to {concept.answer!r}: at best, "
-            f"after {prompts[best]!r}, its token ranks {int(ranks[best])} (p = "
-            f"{float(own[best]):.2g}), and the model says {instead!r} instead. Write a prompt "
-            "whose next word is the answer."
-        )
+    if variant not in get_args(Variant):
+        raise unknown("variant", variant, get_args(Variant))
 
 
 def _variant(
-    lens: Lens, variant: Variant, start: Float[Tensor, " d_model"], tokens: Sequence[int]
+    lens: Lens,
+    variant: Variant,
+    start: Float[Tensor, " d_model"],
+    tokens: Sequence[int],
+    unembedding: Unembedding | None,
 ) -> Float[Tensor, " d_model"]:
     if variant == "raw":
         return start
     if variant == "centred":
         return start - approximate(lens, PLAIN)
-    if variant not in ("unembedding", "whitened"):
-        raise TarsError(
-            f"unknown variant {variant!r}. There is: centred, raw, refined, unembedding, whitened."
-        )
-    unembedding = Unembedding.fit(lens)
+    known = unembedding or Unembedding.fit(lens)
     if variant == "unembedding":
-        direction = unembedding.vectors(tokens).mean(dim=0)
+        direction = known.vectors(tokens).mean(dim=0)
     else:
-        direction = unembedding.write_target(tokens, unembedding.nearest_words(tokens, 24))
+        direction = known.write_target(tokens, known.nearest_words(tokens, _NEIGHBOURS))
     return direction / direction.norm() * start.norm()
 
 
@@ -247,7 +243,7 @@ def _result(
     vector: Float[Tensor, " d_model"],
     start: Float[Tensor, " d_model"],
     tokens: Sequence[int],
-    steps: list[dict[str, float]],
+    steps: list[dict[str, float | int]],
 ) -> TargetingVector:
     probability = float(_probability(lens, vector[None], tokens)[0])
     steps = steps or [_step(0, probability, vector, start)]
@@ -266,7 +262,8 @@ def _step(
     probability: float,
     vector: Float[Tensor, " d_model"],
     start: Float[Tensor, " d_model"],
-) -> dict[str, float]:
-    cosine = float(torch.cosine_similarity(vector, start, dim=0).clamp(-1, 1))
-    angle = float(torch.rad2deg(torch.arccos(torch.tensor(cosine))))
+) -> dict[str, float | int]:
+    # in float32 the angle of two equal vectors comes out as up to 0.03 degrees
+    cosine = float(torch.cosine_similarity(vector.double(), start.double(), dim=0).clamp(-1, 1))
+    angle = math.degrees(math.acos(cosine))
     return {"step": step, "probability": probability, "cosine": cosine, "angle_degrees": angle}
