@@ -1,0 +1,64 @@
+"""`tars-lens inspect`: what can be seen of a concept in a model before anything is changed."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="A built-in name, a hub id, a folder or a .gguf file.")
+]
+
+
+def inspect(
+    concept: Annotated[str, typer.Argument(help="A built-in name or a path to a card.")],
+    model: Model = "smollm2-135m",
+    variant: Annotated[
+        str,
+        typer.Option(
+            help="The vector to rank against: raw, refined, centred, unembedding or whitened."
+        ),
+    ] = "refined",
+    top: Annotated[int, typer.Option(help="Weight vectors to show.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the refinement and the null.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the tables (CSV) and the vector here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All tables as JSON.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no summary.")
+    ] = False,
+) -> None:
+    """Show a concept's vector, the neurons nearest to it, and what chance gives; change nothing."""
+    from tars_lens.concept import Concept
+    from tars_lens.files import results_folder
+    from tars_lens.report.progress import progress
+
+    card = Concept.load(concept)
+    with results_folder(out) if out is not None else nullcontext():
+        with progress(quiet=quiet) as advance:
+            advance(f"loading {model}", 0, 1)
+            from tars_lens.inspection import check_choices
+            from tars_lens.inspection import inspect as look
+            from tars_lens.loading import load
+
+            check_choices(variant, top)
+            chosen: Any = variant  # one of the Literal's, as is known by now
+            lens = load(model, advance=advance)
+            found = look(lens, card, variant=chosen, top=top, seed=seed, advance=advance)
+        written = found.save(out) if out is not None else ()
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
+    elif not quiet:
+        from rich.console import Console
+
+        from tars_lens.report.inspection import print_inspection
+
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=130)  # a pipe has no width of its own
+        print_inspection(found, console)
+        if written:
+            console.print(f"Written to {out}: {', '.join(written)}.", markup=False)
