@@ -263,7 +263,7 @@ def _without_repeats(concept: Concept, where: str) -> Concept:
                     )
         splits[split] = ProbeSet(**kept)
         used |= {_plain(p.prompt) for kind in _SPLIT_KEYS for p in getattr(given, kind)}
-    return replace(concept, **splits)
+    return replace(concept, validation=splits["validation"], probes=splits["probes"])
 
 
 def _plain(prompt: str) -> str:

@@ -1,5 +1,6 @@
 """Reading a concept from an MLP's input: a ridge discriminant, and a bias without a bias."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 _BIAS_RIDGE = 0.05
+
+_SLACK = 10.0
+"""How far from plain text (squared, whitened) a surface form must lie for it to be read.
+
+A name's forms lie at 280 to 2,500 (SmolLM2-135M, layers 1 to 5): each then scores 0.97 or more.
+Read by the mean of all forms instead, " Saturn" among nine foreign spellings scores 0.2.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Discriminant:
 
 
 def discriminant(
-    concept: Float[Tensor, "examples d_model"],
+    concept: Sequence[Float[Tensor, "examples d_model"]],
     neighbours: Float[Tensor, "neighbours d_model"],
     mean: Float[Tensor, " d_model"],
     covariance: Float[Tensor, "d_model d_model"],
@@ -46,10 +54,12 @@ def discriminant(
 ) -> Discriminant:
     """Tells the concept from plain text and from its neighbours (regularised Fisher).
 
-    `w = (C + mean_NB (y-mu)(y-mu)^T + ridge mean(diag C) I)^-1 (mean y_concept - mu)`.
+    With `M = C + mean_NB (y-mu)(y-mu)^T + ridge mean(diag C) I` and `d_f` the mean of a form's
+    `y - mu`, the columns of `D`: `w = M^-1 D (D^T M^-1 D + slack I)^-1 1`, so that every surface
+    form that can be told from plain text scores about 1. For a single form that is `M^-1 d`.
 
     Args:
-        concept: *y* where the concept is present.
+        concept: *y* where the concept is present, one tensor a surface form.
         neighbours: *y* where something near it is; may be empty.
         mean: Of *y* on plain text, `mu`.
         covariance: Of *y* on plain text, `C`.
@@ -61,8 +71,11 @@ def discriminant(
     if len(neighbours):
         away = neighbours.float() - mean
         matrix = matrix + away.T @ away / len(away)
-    shift = concept.float().mean(dim=0) - mean
-    weight = torch.linalg.solve(matrix, shift)
-    weight = weight / (weight @ shift)
+    shifts = torch.stack([form.float().mean(dim=0) - mean for form in concept], dim=1)
+    solved = torch.linalg.solve(matrix, shifts)
+    gram = shifts.T @ solved
+    slack = _SLACK * torch.eye(len(gram), device=mean.device)
+    weight = solved @ torch.linalg.solve(gram + slack, torch.ones_like(gram[0]))
+    weight = weight / (weight @ shifts).mean()
     bias = torch.linalg.solve(covariance + _BIAS_RIDGE * scale * eye, mean)
     return Discriminant(weight, mean, bias / (bias @ mean))

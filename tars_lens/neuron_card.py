@@ -39,6 +39,7 @@ class NeuronCard:
         corpus: Where it was looked for.
         threshold: The largest cosine that chance gives over all of the model's vectors
             (`null_distribution`).
+        patches: The patches whose edits were looked for.
         unknown: Concepts that the model doesn't know, which have no row in `concepts`.
         norms: A row a role: role, norm, layer_median (the median norm of that role's vectors).
         tokens: What each vector says through the final norm's gain and the unembedding: role, end
@@ -49,7 +50,7 @@ class NeuronCard:
             example, window, position, token, activation, peak (whether it is the strongest).
         concepts: role, concept, vector (of `KINDS`), cosine, beyond_chance (over the threshold).
         edits: Rows of patches that replace this neuron's vectors: patch, role, cosine (of the new
-            with the old), old_norm, new_norm, old_tokens, new_tokens.
+            with the old), old_norm, new_norm, old_tokens, new_tokens (lists).
     """
 
     model: str
@@ -57,6 +58,7 @@ class NeuronCard:
     neuron: int
     corpus: str
     threshold: float
+    patches: tuple[str, ...]
     unknown: tuple[str, ...]
     norms: pd.DataFrame
     tokens: pd.DataFrame
@@ -83,6 +85,7 @@ class NeuronCard:
             "neuron": self.label,
             "corpus": self.corpus,
             "threshold": self.threshold,
+            "patches": list(self.patches),
             "unknown": list(self.unknown),
         }
         return head | {part: getattr(self, part).to_dict("records") for part in PARTS}
@@ -136,6 +139,7 @@ def neuron_card(
             neuron=neuron,
             corpus=index.corpus,
             threshold=threshold,
+            patches=tuple(patch.label for patch in patches),
             unknown=known.unknown,
             norms=norms_table(lens, layer, rows),
             tokens=tokens_table(lens, layer, rows, top),

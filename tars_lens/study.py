@@ -103,7 +103,7 @@ def study(
         forward=_forward_readers(lens, concept, prompts, neutral, settings),
         reverse={
             layer: discriminant(
-                own[Point("mlp_in", layer)],
+                own[Point("mlp_in", layer)].split(len(FRAMES)),  # one form of the name each
                 near[Point("mlp_in", layer)],
                 *neutral.of(layer),
                 ridge=settings.reverse_ridge,
@@ -131,7 +131,7 @@ def _forward_readers(
     near = _at_end(lens, [probe.prompt for probe in concept.contrast], points)
     return {
         point.layer: discriminant(
-            own[point], near[point], *neutral.of(point.layer), ridge=settings.forward_ridge
+            [own[point]], near[point], *neutral.of(point.layer), ridge=settings.forward_ridge
         )
         for point in points
     }

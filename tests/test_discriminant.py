@@ -14,7 +14,7 @@ def _plain(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_scores_one_on_the_concept_and_zero_on_plain_text():
     y, mean, covariance = _plain()
     concept = y[:20] * 0.1 + torch.linspace(5, -5, 12)
-    reader = discriminant(concept, y[:0], mean, covariance, ridge=0.1)
+    reader = discriminant([concept], y[:0], mean, covariance, ridge=0.1)
     torch.testing.assert_close(reader.score(concept).mean(), torch.tensor(1.0))
     assert reader.score(y).mean().abs() < 1e-4
     assert reader.score(y).std() < 0.3
@@ -23,7 +23,7 @@ def test_scores_one_on_the_concept_and_zero_on_plain_text():
 def test_without_ridge_or_neighbours_it_is_fishers():
     y, mean, covariance = _plain()
     concept = mean + torch.linspace(1, 2, 12)[None]
-    reader = discriminant(concept, y[:0], mean, covariance, ridge=0.0)
+    reader = discriminant([concept], y[:0], mean, covariance, ridge=0.0)
     fisher = torch.linalg.inv(covariance) @ (concept[0] - mean)
     cosine = torch.cosine_similarity(reader.weight, fisher, dim=0)
     assert cosine > 0.9999
@@ -36,15 +36,15 @@ def test_neighbours_are_told_apart_only_if_they_are_given():
     own[0], near[1] = 1.0, 1.0
     concept = (mean + shared + own)[None]
     neighbours = (mean + shared + near)[None]
-    blind = discriminant(concept, y[:0], mean, covariance, ridge=0.1)
-    seeing = discriminant(concept, neighbours, mean, covariance, ridge=0.1)
+    blind = discriminant([concept], y[:0], mean, covariance, ridge=0.1)
+    seeing = discriminant([concept], neighbours, mean, covariance, ridge=0.1)
     assert blind.score(neighbours).item() > 0.5
     assert seeing.score(neighbours).item() < 0.6 * blind.score(neighbours).item()
 
 
 def test_the_bias_vector_stands_in_for_a_bias():
     y, mean, covariance = _plain()
-    reader = discriminant(y[:5], y[:0], mean, covariance, ridge=0.1)
+    reader = discriminant([y[:5]], y[:0], mean, covariance, ridge=0.1)
     ones = y @ reader.bias
     torch.testing.assert_close(ones.mean(), torch.tensor(1.0), atol=1e-3, rtol=0)
     assert ones.std() < 0.35
@@ -52,7 +52,7 @@ def test_the_bias_vector_stands_in_for_a_bias():
 
 def test_a_row_is_zero_at_the_threshold_and_the_gain_at_score_one():
     y, mean, covariance = _plain()
-    reader = discriminant(y[:5] + 4, y[:0], mean, covariance, ridge=0.1)
+    reader = discriminant([y[:5] + 4], y[:0], mean, covariance, ridge=0.1)
     row = reader.row(threshold=0.25, gain=16.0)
     # moved along the part of w that leaves v . y alone, the pre-activation is exact
     along = reader.weight - reader.bias * (reader.weight @ reader.bias) / (
@@ -63,3 +63,15 @@ def test_a_row_is_zero_at_the_threshold_and_the_gain_at_score_one():
     at_threshold = row @ (mean + 0.25 * step)
     torch.testing.assert_close(at_threshold, torch.tensor(0.0), atol=1e-3, rtol=0)
     assert row @ mean < 0
+
+
+def test_every_form_of_a_name_is_read_however_many_there_are():
+    y, mean, covariance = _plain()
+    far = 30 * torch.eye(12)[:6]
+    forms = [mean + form[None] for form in far]
+    reader = discriminant(forms, y[:0], mean, covariance, ridge=0.1)
+    scores = torch.cat([reader.score(form) for form in forms])
+    together = discriminant([torch.cat(forms)], y[:0], mean, covariance, ridge=0.1)
+    averaged = torch.cat([together.score(form) for form in forms])
+    assert scores.min() > 0.9
+    assert averaged.min() < 0.5

@@ -22,7 +22,7 @@ def _reader(lens: Lens, ids: torch.Tensor):
     plain = y.flatten(0, 1)
     concept = y[:4, -1]
     mean = plain.mean(0)
-    return discriminant(concept, plain[:0], mean, torch.cov(plain.T, correction=0), ridge=0.01), y
+    return discriminant([concept], plain[:0], mean, torch.cov(plain.T, correction=0), ridge=0.01), y
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
