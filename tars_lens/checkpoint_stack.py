@@ -87,4 +87,6 @@ def _rebuild(source: Path, patches: Sequence[Patch], before: Sequence[Patch], ou
 def _record(folder: Path, patches: Sequence[Patch]) -> None:
     shutil.rmtree(folder / RECORD, ignore_errors=True)
     for index, patch in enumerate(patches):
-        patch.save(folder / RECORD / f"{index:02d}_{patch.label}.safetensors")
+        # a label is free text: a slash in it must not lead out of the folder
+        name = "".join(c if c.isalnum() or c in " +-." else "_" for c in patch.label)[:40]
+        patch.save(folder / RECORD / f"{index:03d}_{name}.safetensors")

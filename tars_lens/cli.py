@@ -1,12 +1,16 @@
 """The commands. Heavy imports happen inside each, so that `--help` is instant."""
 
+import io
+import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tars_lens import cli_chat, cli_neuron, cli_patch, cli_report
+from tars_lens import cli_chat, cli_inspect, cli_neuron, cli_patch, cli_report
 from tars_lens.errors import TarsError
 
 app = typer.Typer(
@@ -18,6 +22,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_patch.app, name="patch")
+app.command()(cli_inspect.inspect)
 app.command()(cli_report.report)
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -59,24 +64,32 @@ def erase(
 ) -> None:
     """Remove concepts one after another, with proof of what changed and what it cost."""
     from tars_lens.concept import Concept
+    from tars_lens.files import results_folder
     from tars_lens.settings import Settings
 
+    if kl_tokens < 0:
+        raise TarsError(f"--kl-tokens must be at least 0 (0 for no measurement), got {kl_tokens}.")
+    if not 0 < max_kl < math.inf:
+        raise TarsError(f"--max-kl must be a number above 0 (nats), got {max_kl}.")
     settings = Settings(name=method, seed=seed, edits=edits, max_kl=max_kl)  # type: ignore[arg-type]
     cards = [Concept.load(concept) for concept in concepts]
-    from tars_lens.files import writable_folder
+    kept: dict[str, Path] = {}
 
-    writable_folder(out)
-    console = _console(quiet)
-    with _progress(quiet) as advance:
-        advance(f"loading {model}", 0, 1)
-        from tars_lens.corpus import load_corpus
-        from tars_lens.erasure import erase as run
-        from tars_lens.loading import load
+    def keep(patch: Any) -> None:
+        file = out / f"{patch.label}.safetensors"
+        patch.save(file)
+        kept[patch.label] = file
 
-        text = load_corpus(corpus)
-        lens = load(model, progress=not quiet)
-        advance(f"loading {model}", 1, 1)
-        try:
+    with results_folder(out), _kept_if_stopped(kept):
+        with _progress(quiet) as advance:
+            advance(f"loading {model}", 0, 1)
+            from tars_lens.corpus import load_corpus
+            from tars_lens.erasure import erase as run
+            from tars_lens.loading import load
+
+            lens = load(model, advance=advance)  # first: a wrong name is cheaper than a download
+            text = load_corpus(corpus, advance=advance)
+            advance(f"loading {model}", 1, 1)
             erasure = run(
                 lens,
                 cards,
@@ -84,17 +97,16 @@ def erase(
                 corpus=text,
                 kl_tokens=kl_tokens,
                 advance=advance,
-                keep=lambda patch: patch.save(out / f"{patch.label}.safetensors"),
+                keep=keep,
             )
-        except KeyboardInterrupt:
-            typer.echo(f"stopped; the patches made so far are in {out}", err=True)
-            raise typer.Exit(130) from None
-    erasure.save(out)
+        erasure.save(out)
     if not quiet:
         from tars_lens.report.summary import print_summary
 
-        print_summary(erasure.report, console)
-        console.print(f"Written to {out}: report.json, edits.csv, probes.csv, and a patch each.")
+        print_summary(erasure.report, _console())
+        tables = (f"{name}.csv" for name in erasure.tables)
+        written = ", ".join(["report.json", *tables, *(file.name for file in kept.values())])
+        _console().print(f"Written to {out}: {written}.", markup=False, soft_wrap=True)
     verified = erasure.report["verified"]
     proven = verified["others_identical"] and verified["restored_identical"]
     if not proven or verified["rows_changed"] != verified["rows_planned"]:
@@ -102,13 +114,13 @@ def erase(
 
 
 @app.command()
-def concepts(quiet: Quiet = False) -> None:
-    """List the built-in concept cards."""
+def concepts() -> None:
+    """List the built-in concept cards, with the probes that each reports on."""
     from rich.table import Table
 
     from tars_lens.concept import Concept, builtin_concepts
 
-    table = Table(title=None if quiet else "Built-in concepts")
+    table = Table(title="Built-in concepts, and the numbers of their probes")
     for title in ("name", "answer", "forward", "reverse", "neighbour", "languages"):
         table.add_column(title)
     for name in builtin_concepts():
@@ -117,7 +129,7 @@ def concepts(quiet: Quiet = False) -> None:
         counts = (str(len(k)) for k in (probes.forward, probes.reverse, probes.neighbour))
         languages = sorted({probe.language for probe in probes.multilingual})
         table.add_row(name, card.answer, *counts, " ".join(languages))
-    _console(False).print(table)
+    _console().print(table)
 
 
 @app.command()
@@ -128,14 +140,15 @@ def models() -> None:
     from tars_lens.checkpoints import model_table
 
     frame = model_table()
-    table = Table()
+    table = Table(title="Built-in models; a hub id, a folder or a .gguf file works too")
     for title in frame.columns:
-        table.add_column(str(title))
+        size = str(title).endswith("_bytes")
+        table.add_column(str(title).removesuffix("_bytes"), justify="right" if size else "left")
     for row in frame.itertuples(index=False):
         table.add_row(
             *[_cell(title, value) for title, value in zip(frame.columns, row, strict=True)]
         )
-    _console(False).print(table)
+    _console().print(table)
 
 
 app.command()(cli_neuron.neuron)
@@ -148,13 +161,27 @@ def main() -> None:
 
     from rich.logging import RichHandler
 
-    handler = RichHandler(show_time=False, show_path=False, console=_console(False, stderr=True))
+    handler = RichHandler(show_time=False, show_path=False, console=_console(stderr=True))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a name may be in another script than the pipe
     try:
         app()
-    except TarsError as error:
+    except (TarsError, OSError) as error:  # a full disk or a lost folder may be met anywhere
+        logging.getLogger(__name__).debug("the error in full", exc_info=True)
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+
+
+@contextmanager
+def _kept_if_stopped(kept: dict[str, Path]) -> Iterator[None]:
+    """Turns Ctrl-C into a message that says what is kept, and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        files = ", ".join(map(str, kept.values()))
+        typer.echo(f"stopped; kept: {files or 'nothing was made yet'}", err=True)
+        raise typer.Exit(130) from None
 
 
 def _cell(title: Any, value: Any) -> str:
@@ -165,16 +192,12 @@ def _cell(title: Any, value: Any) -> str:
     return str(value)
 
 
-def _console(quiet: bool, *, stderr: bool = False) -> Any:
+def _console(*, stderr: bool = False) -> Any:
     from rich.console import Console
 
     # a pipe has no width of its own, and tables are to stay whole in it
-    console = Console(stderr=stderr, quiet=quiet, highlight=False)
-    return (
-        console
-        if console.is_terminal
-        else Console(stderr=stderr, quiet=quiet, highlight=False, width=130)
-    )
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=130)
 
 
 def _progress(quiet: bool) -> Any:

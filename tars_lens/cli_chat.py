@@ -54,12 +54,14 @@ def chat(
             template=template,
             force=force,
         )
+        advance(f"loading {model}", 1, 1)
     console = Console(highlight=False)
     if prompt:
         converse(talk, console, prompt, top=top)
     elif sys.stdin.isatty():
         if console.is_terminal and not quiet:
-            console.print(f"{lens.name}, {len(patches)} patches on. /help tells what there is.")
+            on = ", ".join(patch.label for patch in patches)
+            console.print(f"{lens.name}, edited by {on}. /help tells what there is.", markup=False)
         converse(talk, console, _typed(), top=top)
     else:
         converse(talk, console, sys.stdin, top=top)

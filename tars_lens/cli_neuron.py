@@ -52,6 +52,7 @@ def neuron(
         card = neuron_card(
             lens, layer, number, index=index, patches=patches, top=top, examples=examples
         )
+        advance(f"reading {name}", 1, 1)
     if as_json:
         typer.echo(json.dumps(card.to_dict(), indent=1, ensure_ascii=False))
         return

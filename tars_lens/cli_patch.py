@@ -27,7 +27,9 @@ def show(file: File, as_json: Annotated[bool, typer.Option("--json")] = False) -
 
     header, frame = view(Patch.load(file))
     if as_json:
-        typer.echo(json.dumps({**header, "edits": frame.to_dict("records")}, indent=1))
+        edits = frame.astype(object).where(frame.notna(), None)  # JSON knows no NaN
+        whole = {**header, "edits": edits.to_dict("records")}
+        typer.echo(json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False))
         return
     for key, value in header.items():
         typer.echo(f"{key}: {value if isinstance(value, str | int) else json.dumps(value)}")

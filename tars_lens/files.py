@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,25 @@ def writable_folder(path: Path | str) -> Path:
             return path
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+@contextmanager
+def results_folder(path: Path | str) -> Iterator[Path]:
+    """`writable_folder`, which goes again where the block fails before anything is in it.
+
+    Raises:
+        TarsError: It can't be made or written.
+    """
+    path = Path(path)
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]  # the innermost first
+    writable_folder(path)
+    try:
+        yield path
+    except BaseException:
+        with suppress(OSError):  # something is in it
+            for folder in new:
+                folder.rmdir()
+        raise
 
 
 def sha256_file(path: Path | str, advance: Callable[[int], None] | None = None) -> str:

@@ -120,7 +120,7 @@ def edits_table(lens: Lens, layer: int, neuron: int, patches: Sequence[Patch]) -
             at = rows.neurons.tolist().index(neuron)
             pair = torch.stack([rows.old[at], rows.new[at]]).float()
             best = _logits(lens, layer, role, pair).topk(_EDIT_TOKENS, dim=1).indices.tolist()
-            said = [" ".join(repr(lens.string(token)) for token in tokens) for tokens in best]
+            said = [[lens.string(token) for token in tokens] for tokens in best]
             cosine = float(torch.cosine_similarity(pair[0], pair[1], dim=0))
             lines.append((patch.label, role, cosine, *pair.norm(dim=1).tolist(), *said))
     columns = ["patch", "role", "cosine", "old_norm", "new_norm", "old_tokens", "new_tokens"]

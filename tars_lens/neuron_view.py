@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tars_lens.neuron_card import NeuronCard
-from tars_lens.report.printable import printable
+from tars_lens.report.printable import printable, visible
 
 _WEAK = 0.1
 """An end of the activation below this share of the other one isn't worth its examples."""
@@ -46,7 +46,7 @@ def _tokens(card: NeuronCard) -> Table:
     for row in card.norms.itertuples():
         own = card.tokens[card.tokens["role"] == row.role]
         says = [
-            " ".join(repr(printable(token)) for token in own[own["end"] == end]["token"])
+            " ".join(visible(token) for token in own[own["end"] == end]["token"])
             for end in ("top", "bottom")
         ]
         table.add_row(str(row.role), f"{row.norm:.2f}", f"{row.layer_median:.2f}", *says)
@@ -144,12 +144,14 @@ def _cosine(value: float, threshold: float, console: Console) -> Text:
 
 def _edits(card: NeuronCard) -> Iterator[RenderableType]:
     if card.edits.empty:
+        if card.patches:
+            yield Text(f"\nNo edit of {', '.join(card.patches)} touches it.")
         return
     yield Text("\nEdits:", style="bold")
     table = _table("patch", "vector", "cosine", "norm", "said", "says")
     for row in card.edits.itertuples():
         norms = f"{row.old_norm:.2f} to {row.new_norm:.2f}"
-        said = [printable(str(text)) for text in (row.old_tokens, row.new_tokens)]
+        said = [" ".join(map(visible, tokens)) for tokens in (row.old_tokens, row.new_tokens)]
         table.add_row(str(row.patch), str(row.role), f"{row.cosine:+.2f}", norms, *said)
     yield table
 

@@ -3,15 +3,15 @@
 import hashlib
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from platformdirs import user_cache_dir
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tars_lens.cache import cache_folder
+from tars_lens.errors import TarsError
 from tars_lens.files import whole_file
 from tars_lens.lens import Lens, Point, tensor_sha256
 
@@ -65,15 +65,21 @@ class Neutral:
             return cls.fit(lens, ids, layers)
         key = f"1 {lens.sha256} {lens.dtype} {tensor_sha256(ids)} {layers}"
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
-        path = Path(user_cache_dir("tars_lens")) / "neutral" / f"{name}.safetensors"
+        path = cache_folder() / "neutral" / f"{name}.safetensors"
         try:
-            return cls(layers=layers, **load_file(path, device=str(lens.device)))
+            kept = load_file(path, device=str(lens.device))
+            # copies, which begin where torch begins a tensor: read in place from a file, the same
+            # values go through other kernels, and a second run would differ in the last bits
+            return cls(layers=layers, **{key: value.clone() for key, value in kept.items()})
         except (OSError, SafetensorError, TypeError):
             logger.info("statistics of plain text are not cached: gathering them")
         found = cls.fit(lens, ids, layers)
         values = {k: v for k, v in vars(found).items() if isinstance(v, Tensor)}
-        with whole_file(path) as temporary:
-            save_file({k: v.cpu().contiguous() for k, v in values.items()}, temporary)
+        try:
+            with whole_file(path) as temporary:
+                save_file({k: v.cpu().contiguous() for k, v in values.items()}, temporary)
+        except TarsError as error:  # a full disk: the next run gathers them again
+            logger.info("statistics of plain text are not kept: %s", error)
         return found
 
 

@@ -153,7 +153,9 @@ def test_edits_of_the_neuron_are_shown_and_no_others(lens):
     cosine = float(torch.cosine_similarity(rows.old[1], rows.new[1], dim=0))
     assert edits["cosine"][0] == pytest.approx(cosine)
     assert edits["new_norm"][0] == pytest.approx(float(rows.new[1].norm()))
+    assert len(edits["new_tokens"][0]) == 5
     assert "mine" in _printed(_card(lens, patches=[mine]), False)
+    assert "No edit of other touches it." in _printed(_card(lens, patches=[other]), False)
 
 
 def test_a_pipe_gets_brackets_and_a_terminal_colours(lens):

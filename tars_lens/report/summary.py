@@ -19,9 +19,9 @@ def summary(report: dict[str, Any]) -> RenderableType:
 
 
 def print_summary(report: dict[str, Any], console: Console) -> None:
-    """Prints `summary`, with a blank line before."""
+    """Prints `summary`, with a blank line before; in a pipe a note is one line."""
     console.print()
-    console.print(summary(report))
+    console.print(summary(report), soft_wrap=not console.is_terminal)
 
 
 def notes(report: dict[str, Any]) -> list[str]:
