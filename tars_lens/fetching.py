@@ -80,7 +80,10 @@ class _Watch:
         if self.advance is None or not self.total:
             return
         # pip downloads in one place and copies to another: the largest file counts, once
-        sizes = [_size(file) for file in self.folder.rglob("*")]
+        try:
+            sizes = [_size(file) for file in self.folder.rglob("*")]
+        except OSError:
+            return  # pip has just removed a folder; the next look will tell
         done = min(self.before + max(sizes, default=0), self.total)
         self.advance(f"fetching {self.name} (MB)", done // 10**6, self.total // 10**6)
 

@@ -116,7 +116,8 @@ def test_a_mistake_is_one_message_and_leaves_nothing_behind(card, tmp_path, monk
     assert "Did you mean 'whitened'" in mistake("inspect", card, "--variant", "whitend")
     assert "--top must be at least 1" in mistake("inspect", card, "--top", 0)
     assert "cannot write" in mistake("inspect", card, "--out", card / "o")
-    monkeypatch.setattr("tars_lens.loading.load", lambda *_, **__: tiny_lens("llama"))
+    lens = tiny_lens("llama")  # made here: writing its checkpoint shows a bar
+    monkeypatch.setattr("tars_lens.loading.load", lambda *_, **__: lens)
     monkeypatch.setattr(leading, "_RANK", 0)  # a vocabulary of 64 can't give a rank over 100
     monkeypatch.setattr(leading, "_LEAST", 1.0)
     message = mistake("inspect", card, "--out", out)
