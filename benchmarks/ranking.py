@@ -21,13 +21,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     sixteen = torch.randn(16, lens.d_model, generator=generator)
     one = sixteen[0]
     units = torch.nn.functional.normalize(sixteen, dim=1).to(lens.dtype)
-    target = torch.empty_like(weights[0])
+    stored = [matrix if matrix.is_contiguous() else matrix.T for matrix in weights]
+    targets = {matrix.shape: torch.empty_like(matrix) for matrix in stored}
     cases = {
         _REFERENCE: lambda: [matrix.sum() for matrix in weights],
-        "read and write: torch copy_": lambda: [target.copy_(matrix) for matrix in weights],
+        "read and write: torch copy_": lambda: [
+            targets[matrix.shape].copy_(matrix) for matrix in stored
+        ],
         "products, 1 vector": lambda: [matrix @ units[:1].T for matrix in weights],
         "products, 16 vectors": lambda: [matrix @ units.T for matrix in weights],
-        "norms": lambda: [torch.linalg.vector_norm(matrix, dim=1) for matrix in weights],
+        "norms": lambda: [matrix.square().sum(dim=1) for matrix in weights],
         f"rank, 1 vector, top {_TOP}": lambda: rank(lens, one, top=_TOP),
         f"rank, 16 vectors, top {_TOP}": lambda: rank(lens, sixteen, top=_TOP),
         "rank, 1 vector, every row": lambda: rank(lens, one),
