@@ -28,10 +28,10 @@ def card(tmp_path):
     return path
 
 
-@pytest.fixture(params=["llama", "gpt2"])
+@pytest.fixture
 def model(request, monkeypatch):
     """A tiny lens that the command gets whatever model it asks for."""
-    lens = tiny_lens(request.param)
+    lens = tiny_lens(getattr(request, "param", "llama"))
     monkeypatch.setattr("tars_lens.loading.load", lambda *_, **__: lens)
     return lens
 
@@ -40,6 +40,10 @@ def _hashes(lens):
     return {name: tensor_sha256(tensor) for name, tensor in model_state(lens.model)}
 
 
+BOTH = pytest.mark.parametrize("model", ["llama", "gpt2"], indirect=True)
+
+
+@BOTH
 def test_it_changes_nothing_and_says_so(model, card):
     before = _hashes(model)
     code, out, err = run("inspect", card)
@@ -52,6 +56,7 @@ def test_it_changes_nothing_and_says_so(model, card):
     assert "null: 16 random directions" in out
 
 
+@BOTH
 def test_the_tables_agree_with_the_parts_they_are_made_of(model, card):
     found = inspect(model, Concept.load(card), variant="whitened", top=7, seed=2)
     vector = target(model, Concept.load(card), variant="whitened")
@@ -110,6 +115,7 @@ def test_json_is_everything_and_quiet_is_nothing(model, card):
 
 
 def test_a_mistake_is_one_message_and_leaves_nothing_behind(card, tmp_path, monkeypatch):
+    lens = tiny_lens("llama")
     out = tmp_path / "new" / "o"
     assert "Did you mean 'saturn'" in mistake("inspect", "satrun", "--out", out)
     assert "unknown model" in mistake("inspect", "saturn", "--model", "smolm2-135m", "--out", out)
