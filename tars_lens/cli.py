@@ -6,12 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
 from tars_lens import cli_chat, cli_inspect, cli_neuron, cli_patch, cli_report
-from tars_lens.errors import TarsError
+from tars_lens.errors import TarsError, unknown
 
 app = typer.Typer(
     name="tars-lens",
@@ -65,13 +65,16 @@ def erase(
     """Remove concepts one after another, with proof of what changed and what it cost."""
     from tars_lens.concept import Concept
     from tars_lens.files import results_folder
-    from tars_lens.settings import Settings
+    from tars_lens.settings import MethodName, Settings
 
     if kl_tokens < 0:
         raise TarsError(f"--kl-tokens must be at least 0 (0 for no measurement), got {kl_tokens}.")
     if not 0 < max_kl < math.inf:
         raise TarsError(f"--max-kl must be a number above 0 (nats), got {max_kl}.")
-    settings = Settings(name=method, seed=seed, edits=edits, max_kl=max_kl)  # type: ignore[arg-type]
+    if method not in get_args(MethodName):
+        raise unknown("method", method, get_args(MethodName))
+    name = cast(MethodName, method)
+    settings = Settings(name=name, seed=seed, edits=edits, max_kl=max_kl)
     cards = [Concept.load(concept) for concept in concepts]
     kept: dict[str, Path] = {}
 
@@ -169,7 +172,10 @@ def main() -> None:
         app()
     except (TarsError, OSError) as error:  # a full disk or a lost folder may be met anywhere
         logging.getLogger(__name__).debug("the error in full", exc_info=True)
-        typer.echo(f"error: {error}", err=True)
+        said = " ".join(
+            line.strip() for line in str(error).splitlines()
+        )  # some libraries' have many
+        typer.echo(f"error: {said}", err=True)
         sys.exit(2)
 
 
