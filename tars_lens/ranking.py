@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.errors import TarsError
@@ -54,23 +55,18 @@ class Cosines:
     def top(self, count: int | None = None) -> pd.DataFrame:
         """The highest cosines of each target, as `rank` gives them."""
         keep = self.values.shape[1] if count is None else min(count, self.values.shape[1])
-        values, order = self.values.topk(keep, dim=1)
-        pairs = enumerate(zip(order.cpu(), values.cpu(), strict=True))
-        frames = [self._frame(target, *pair) for target, pair in pairs]
-        return pd.concat(frames, ignore_index=True)
-
-    def _frame(
-        self, target: int, order: Int[Tensor, " kept"], values: Float[Tensor, " kept"]
-    ) -> pd.DataFrame:
+        values, order = (found.cpu() for found in self.values.topk(keep, dim=1))
+        target = torch.arange(len(values)).repeat_interleave(keep)
+        index = order.flatten()
         count = len(self.norms) // len(self.places)
-        place = order // count
-        layers = torch.tensor([layer for layer, _ in self.places])[place]
-        roles = [self.places[index][1] for index in place.tolist()]
-        frame = pd.DataFrame({"target": target, "layer": layers.numpy(), "role": roles})
-        frame["neuron"] = (order % count).numpy()
+        place = (index // count).numpy()
+        frame = pd.DataFrame({"target": target.numpy()})
+        frame["layer"] = np.array([layer for layer, _ in self.places])[place]
+        frame["role"] = np.array([role for _, role in self.places], dtype=object)[place]
+        frame["neuron"] = (index % count).numpy()
         frame["label"] = "L" + frame["layer"].astype(str) + "N" + frame["neuron"].astype(str)
-        frame["cosine"] = values.numpy()
-        frame["norm"] = self.norms.cpu()[order].numpy()
+        frame["cosine"] = values.flatten().numpy()
+        frame["norm"] = self.norms.cpu()[index].numpy()
         return frame
 
 
@@ -150,10 +146,9 @@ def cosines(
     targets = _targets(lens, vectors)
     places = _places(lens, roles, layers)
     unit = torch.nn.functional.normalize(targets, dim=1)
-    one = torch.ones(lens.d_model, device=lens.device)
     count = len(places) * lens.d_mlp
     values = torch.empty(len(targets), count, device=lens.device)
-    squares = torch.empty(count, device=lens.device)
+    norms = torch.empty(count, device=lens.device)
     start = 0
     for place in places:
         # Precision: half-precision weights are read as they are stored, and widened a block at a
@@ -163,10 +158,8 @@ def cosines(
             rows = block.float()
             stop = start + len(rows)
             values[:, start:stop] = (rows @ unit.T).T
-            # not vector_norm, which is 6 times slower where the stored matrix is the transpose
-            squares[start:stop] = rows.square() @ one
+            norms[start:stop] = _norms(rows)
             start = stop
-    norms = squares.sqrt()
     values /= norms.clamp_min(1e-12)
     return Cosines(tuple(places), values, norms)
 
@@ -220,6 +213,17 @@ def _targets(
     if not torch.isfinite(values).all() or (values == 0).all(dim=1).any():
         raise TarsError("a targeting vector must have a direction; got zeros, or NaN or infinity.")
     return values
+
+
+def _norms(rows: Float[Tensor, "rows d_model"]) -> Float[Tensor, " rows"]:
+    """Norms along whichever way the rows are stored.
+
+    torch.linalg.vector_norm is the fastest where they are contiguous, and 6 times slower than the
+    squares' sum by a product where the stored matrix is the transpose (`out` of most models).
+    """
+    if rows.stride(1) == 1:
+        return torch.linalg.vector_norm(rows, dim=1)
+    return (rows.square() @ torch.ones_like(rows[0])).sqrt()
 
 
 def _places(lens: Lens, roles: Sequence[Role] | None, layers: Sequence[int] | None) -> list[Place]:

@@ -54,9 +54,9 @@ def _prompts(found: Inspection) -> RenderableType:
         table.add_row(
             "*" if row.used else "",
             escape(str(row.text)),
-            f"{row.probability:.3f}",
+            f"{row.probability:z.3f}",
             str(row.rank),
-            escape(f"{row.says!r} {row.says_p:.2f}"),
+            escape(f"{row.says!r} {row.says_p:z.2f}"),
         )
     return _titled(
         f"1. Which prompts lead to {found.answer!r}",
@@ -77,10 +77,10 @@ def _vectors(found: Inspection) -> RenderableType:
         plain = row.vector == PLAIN_TEXT
         table.add_row(
             f"{row.vector}{' *' if row.vector == found.variant else ''}",
-            f"{row.probability:.3f}",
-            "" if plain else f"{row.cosine_plain:.2f}",
+            f"{row.probability:z.3f}",
+            "" if plain else f"{row.cosine_plain:z.2f}",
             f"{row.above_null:,}",
-            f"{row.largest_cosine:.2f}",
+            f"{row.largest_cosine:z.2f}",
             "" if plain else str(row.shared_with_plain),
             escape(row.says),
         )
@@ -137,15 +137,18 @@ def _ranking(found: Inspection) -> RenderableType:
         table.add_row(
             row.label,
             row.role,
-            f"{row.cosine:.3f}",
-            f"{row.norm:.2f}",
-            f"{row.activation_concept:.2f}",
-            f"{row.activation_plain:.2f}",
+            f"{row.cosine:z.3f}",
+            f"{row.norm:z.2f}",
+            f"{row.activation_concept:z.2f}",
+            f"{row.activation_plain:z.2f}",
             escape(row.top_tokens),
             end_section=index == above,
         )
     return _titled(
-        f"4. The weight vectors nearest to {found.variant}", table, _reading(found), _shared(found)
+        f"4. The weight vectors nearest to the {found.variant} vector",
+        table,
+        _reading(found),
+        _shared(found),
     )
 
 
@@ -178,13 +181,13 @@ def _null(found: Inspection) -> RenderableType:
         title = "largest" if level == 1 else "median" if level == 0.5 else f"{100 * level:g} %"
         table.add_column(title, justify="right")
     for name in (NULL, *found.vectors["vector"]):
-        table.add_row(str(name), *(f"{value:.3f}" for value in wide.loc[name]))
+        table.add_row(str(name), *(f"{value:z.3f}" for value in wide.loc[name]))
     return _titled(
         "5. Cosines with all weight vectors, and what chance gives",
         table,
         f"null: {null.directions} random directions, on average. The largest cosine that one of "
         f"them has with any of the {null.vectors:,} weight vectors, {null.threshold:.3f}, is the "
-        "threshold: no cosine below it tells more than chance.",
+        "threshold: a cosine below it may be chance.",
     )
 
 
