@@ -25,6 +25,10 @@ Advance = Callable[[str, int, int], None]
 MANIFEST = "manifest.json"
 
 
+def silent(_what: str, _done: int, _total: int) -> None:
+    """An `Advance` that shows nothing."""
+
+
 def cache_folder() -> Path:
     """Where fetched and converted things are kept; `TARS_LENS_CACHE` overrides the usual place."""
     given = os.environ.get("TARS_LENS_CACHE")

@@ -172,9 +172,7 @@ def main() -> None:
         app()
     except (TarsError, OSError) as error:  # a full disk or a lost folder may be met anywhere
         logging.getLogger(__name__).debug("the error in full", exc_info=True)
-        said = " ".join(
-            line.strip() for line in str(error).splitlines()
-        )  # some libraries' have many
+        said = " ".join(str(error).split())  # some libraries' messages have many lines
         typer.echo(f"error: {said}", err=True)
         sys.exit(2)
 

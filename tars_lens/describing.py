@@ -1,6 +1,7 @@
-"""What neurons say and when they fire: the columns beside a ranking's cosines."""
+"""What a model is, what its neurons say and when they fire."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -13,6 +14,19 @@ from tars_lens.targeting import PLAIN
 
 _TOP_TOKENS = 5
 _CHUNK = 16_384
+
+
+def describe_model(lens: Lens) -> dict[str, Any]:
+    """What reports say of a model."""
+    return {
+        "name": lens.name,
+        "sha256": lens.sha256,
+        "layers": lens.n_layers,
+        "d_model": lens.d_model,
+        "d_mlp": lens.d_mlp,
+        "roles": list(lens.roles),
+        "dtype": str(lens.dtype).removeprefix("torch."),
+    }
 
 
 def describe(

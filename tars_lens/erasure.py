@@ -12,8 +12,10 @@ from typing import Any
 import pandas as pd
 
 from tars_lens import stack
+from tars_lens.cache import Advance, silent
 from tars_lens.concept import Concept
 from tars_lens.corpus import Corpus, load_corpus
+from tars_lens.describing import describe_model
 from tars_lens.errors import TarsError
 from tars_lens.files import write_json, write_text
 from tars_lens.lens import Lens
@@ -33,9 +35,6 @@ from tars_lens.windows import Windows, cut
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
-
-Advance = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is."""
 
 _STRENGTHEN = 2.0
 _ATTEMPTS = 3
@@ -96,7 +95,7 @@ def erase(
     """
     started = time.perf_counter()
     settings = settings or Settings()
-    say = advance or _silent
+    say = advance or silent
     _check(lens, concepts)
     windows = cut(lens, corpus or load_corpus(), reported_tokens=max(kl_tokens, 1))
     bases = [base_frame(lens, concept) for concept in concepts]
@@ -116,7 +115,7 @@ def erase(
     forms = [f for c in concepts for f in (*c.names, *c.surface_forms)]
     report = {
         "schema": SCHEMA,
-        "model": _model(lens),
+        "model": describe_model(lens),
         "method": {**settings.to_dict(), "versions": patches[0].versions},
         "concepts": [
             {
@@ -229,17 +228,6 @@ def _divergence(lens: Lens, patches: Sequence[Patch], windows: Windows, say: Adv
     return paired_kl(lens, merge(patches).new_rows, windows, advance=advance)
 
 
-def _model(lens: Lens) -> dict[str, Any]:
-    return {
-        "name": lens.name,
-        "sha256": lens.sha256,
-        "layers": lens.n_layers,
-        "d_model": lens.d_model,
-        "d_mlp": lens.d_mlp,
-        "dtype": str(lens.dtype).removeprefix("torch."),
-    }
-
-
 def _edits(patch: Patch) -> list[dict[str, Any]]:
     frame = patch.to_frame()
     frame["cosine"] = frame["cosine"].astype(object).where(frame["cosine"].notna(), None)
@@ -259,7 +247,3 @@ def _verified(verification: Verification) -> dict[str, Any]:
         "others_identical": verification.others_identical,
         "restored_identical": verification.restored_identical,
     }
-
-
-def _silent(_what: str, _done: int, _total: int) -> None:
-    """No progress."""

@@ -1,6 +1,5 @@
 """What can be seen of a concept before anything is changed: its vector, the ranking, the null."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -11,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tars_lens.cache import Advance, silent
 from tars_lens.concept import Concept
-from tars_lens.describing import describe
+from tars_lens.describing import describe, describe_model
 from tars_lens.errors import TarsError
 from tars_lens.files import write_text
 from tars_lens.leading import leads
@@ -120,7 +120,7 @@ def inspect(
     variant: Variant = "refined",
     top: int = 20,
     seed: int = 0,
-    advance: Callable[[str, int, int], None] | None = None,
+    advance: Advance | None = None,
 ) -> Inspection:
     """Shows how a concept can be targeted in a model; changes nothing.
 
@@ -137,7 +137,7 @@ def inspect(
             unknown variant, or a `top` below 1.
     """
     check_choices(variant, top)
-    say = advance or _silent
+    say = advance or silent
     say("making the vectors", 0, 3)
     # the cheapest first: it refuses a prompt that doesn't lead before the unembedding is read
     refined = target(lens, concept, variant="refined", seed=seed)
@@ -154,7 +154,7 @@ def inspect(
     inspection = Inspection(
         concept=concept.name,
         answer=concept.answer,
-        model=_model(lens),
+        model=describe_model(lens),
         variant=variant,
         seed=seed,
         prompts=_prompts(lens, concept, refined),
@@ -242,18 +242,3 @@ def _spread(found: Cosines, names: list[str], null: Null) -> pd.DataFrame:
     chance = null.to_frame()
     chance.insert(0, "vector", NULL)
     return pd.concat([own, chance], ignore_index=True)
-
-
-def _model(lens: Lens) -> dict[str, Any]:
-    return {
-        "name": lens.name,
-        "layers": lens.n_layers,
-        "d_model": lens.d_model,
-        "d_mlp": lens.d_mlp,
-        "roles": list(lens.roles),
-        "dtype": str(lens.dtype).removeprefix("torch."),
-    }
-
-
-def _silent(_what: str, _done: int, _total: int) -> None:
-    """No progress."""

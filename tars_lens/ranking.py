@@ -58,12 +58,12 @@ class Cosines:
         values, order = (found.cpu() for found in self.values.topk(keep, dim=1))
         target = torch.arange(len(values)).repeat_interleave(keep)
         index = order.flatten()
-        count = len(self.norms) // len(self.places)
-        place = (index // count).numpy()
+        width = len(self.norms) // len(self.places)
+        place = (index // width).numpy()
         frame = pd.DataFrame({"target": target.numpy()})
         frame["layer"] = np.array([layer for layer, _ in self.places])[place]
         frame["role"] = np.array([role for _, role in self.places], dtype=object)[place]
-        frame["neuron"] = (index % count).numpy()
+        frame["neuron"] = (index % width).numpy()
         frame["label"] = "L" + frame["layer"].astype(str) + "N" + frame["neuron"].astype(str)
         frame["cosine"] = values.flatten().numpy()
         frame["norm"] = self.norms.cpu()[index].numpy()

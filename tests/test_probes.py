@@ -1,7 +1,8 @@
 import pandas as pd
 import pytest
 
-from tars_lens.measure.probes import probe_figures
+from tars_lens.concept import Concept
+from tars_lens.measure.probes import KINDS, base_frame, probe_figures, with_after
 
 
 def _frame(rows):
@@ -81,3 +82,12 @@ def test_nothing_known_is_none_never_a_success():
     assert figures["forward"]["erased"] is None
     for kind in ("reverse", "neighbour", "multilingual"):
         assert figures[kind]["n"] == 0 and figures[kind]["kept"] is None
+
+
+def test_a_card_without_probes_is_reported_as_such(lens):
+    concept = Concept(name="Nine", answer="w9", prompt="w1 w2")
+    figures = probe_figures(with_after(base_frame(lens, concept), lens, concept))
+    assert {kind: (of["n"], of["known"]) for kind, of in figures.items()} == dict.fromkeys(
+        KINDS, (0, 0)
+    )
+    assert figures["forward"]["after_max"] is None and figures["reverse"]["kept"] is None

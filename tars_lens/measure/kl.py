@@ -13,12 +13,11 @@ from tars_lens.concept import forms_in
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens, Point
 from tars_lens.measure.base_stream import keep_stream, read_stream, stream_path
-from tars_lens.trial import rows_at_once
+from tars_lens.trial import kl_divergence, rows_at_once
 from tars_lens.weights import Edits, written
 from tars_lens.windows import Windows
 
 _BATCH = 4
-_SLICE = 16
 _CONTEXT = 24
 
 
@@ -143,22 +142,6 @@ def _divergence(
     if changed.any():
         rows = rows_at_once(lens)
         pairs = zip(base[changed].split(rows), edited[changed].split(rows), strict=True)
-        found = [_kl_of_logits(lens.read_out(old), lens.read_out(new)) for old, new in pairs]
+        found = [kl_divergence(lens.read_out(old), lens.read_out(new)) for old, new in pairs]
         values[changed] = torch.cat(found)
     return values
-
-
-def _kl_of_logits(
-    old: Float[Tensor, "rows d_vocab"], new: Float[Tensor, "rows d_vocab"]
-) -> Float[Tensor, " rows"]:
-    """`kl_divergence` of finite logits, bit for bit, a few rows at a time and in place.
-
-    Its time goes into memory: with what is in use small enough for the processor's caches it is
-    three times as fast (SmolLM2).
-    """
-    found = []
-    for few_old, few_new in zip(old.split(_SLICE), new.split(_SLICE), strict=True):
-        before, after = few_old.log_softmax(dim=-1), few_new.log_softmax(dim=-1)
-        torch.sub(before, after, out=after)
-        found.append(after.mul_(before.exp_()).sum(dim=-1).clamp_min(0))
-    return torch.cat(found)

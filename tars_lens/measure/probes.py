@@ -14,8 +14,6 @@ ERASED = 0.005
 
 KINDS = ("forward", "reverse", "neighbour", "multilingual")
 
-_COLUMNS = ["concept", "kind", "language", "prompt", "answer"]
-
 
 def probe_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) -> pd.DataFrame:
     """One row a probe: the answer's probability by the model as it stands, and whether it leads.
@@ -29,8 +27,6 @@ def probe_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) ->
         Columns concept, kind, language, prompt, answer, p, known.
     """
     rows = _listed(concept.probes if probes is None else probes)
-    if not rows:
-        return pd.DataFrame(columns=[*_COLUMNS, "p", "known"])
     said = answer_probabilities(
         lens,
         [probe.prompt for _, probe in rows],
@@ -43,8 +39,9 @@ def probe_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) ->
             "language": [probe.language for _, probe in rows],
             "prompt": [probe.prompt for _, probe in rows],
             "answer": [probe.answer or concept.answer for _, probe in rows],
-            "p": said.probability.tolist(),
-            "known": list(said.known),
+            # the types are given, as an empty table knows none: a card may have no probes
+            "p": pd.Series(said.probability.tolist(), dtype=float),
+            "known": pd.Series(said.known, dtype=bool),
         }
     )
 

@@ -30,7 +30,9 @@ def notes(report: dict[str, Any]) -> list[str]:
     for concept in report["concepts"]:
         name, probes = concept["name"], concept["probes"]
         forward = probes["forward"]
-        if not forward["known"]:
+        if not forward["n"]:
+            found.append(f"! {name}: the card has no forward probes, so its removal is not shown.")
+        elif not forward["known"]:
             found.append(f"! {name}: the model knows none of the {forward['n']} forward probes.")
         elif forward["after_max"] > 0.005:
             found.append(
