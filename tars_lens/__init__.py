@@ -19,7 +19,9 @@ if TYPE_CHECKING:
         enrichment,
         propagation,
     )
+    from tars_lens.disk_ranking import rank_checkpoint
     from tars_lens.erasure import Erasure, erase
+    from tars_lens.explaining import explain
     from tars_lens.lens import Lens
     from tars_lens.loading import load
     from tars_lens.patch import Patch
@@ -37,10 +39,12 @@ _ROOMS = {
     "propagation": "attribution",
     "Erasure": "erasure",
     "erase": "erasure",
+    "explain": "explaining",
     "Lens": "lens",
     "load": "loading",
     "Patch": "patch",
     "rank": "ranking",
+    "rank_checkpoint": "disk_ranking",
     "reverse": "reversal",
     "Settings": "settings",
     "TargetingVector": "targeting",
@@ -62,9 +66,11 @@ __all__ = [
     "edit_effects",
     "enrichment",
     "erase",
+    "explain",
     "load",
     "propagation",
     "rank",
+    "rank_checkpoint",
     "reverse",
     "target",
     "verify",

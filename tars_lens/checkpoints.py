@@ -17,6 +17,9 @@ from tars_lens.errors import TarsError, unknown
 from tars_lens.fetching import fetch
 from tars_lens.files import sha256_file, user_path
 
+JOURNAL = "tars_lens_journal.safetensors"
+"""What a write to a checkpoint's own files keeps in its folder until it is done."""
+
 _WEIGHTS = "model.safetensors"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _ALSO = "A hub id (owner/name), a folder with config.json and safetensors, or a .gguf works too."
@@ -69,6 +72,20 @@ def resolve(
     raise unknown("model", given, BUILT_IN, _ALSO)
 
 
+def locate(name: str | Path, *, progress: bool = True, advance: Advance | None = None) -> Path:
+    """The folder of a model, as `resolve` finds it, with no weights hashed where that isn't needed.
+
+    Raises:
+        TarsError: See `resolve`.
+    """
+    path = user_path(name)
+    if str(name) not in BUILT_IN and path.is_dir():
+        _check_config(path)
+        _recover(path)
+        return path
+    return resolve(name, progress=progress, advance=advance).folder
+
+
 def from_folder(folder: Path, advance: Advance | None = None, *, name: str = "") -> Checkpoint:
     """A Hugging Face folder as it stands, refused where it can't be edited.
 
@@ -76,6 +93,7 @@ def from_folder(folder: Path, advance: Advance | None = None, *, name: str = "")
         TarsError: No config or safetensors, a truncated file, or packed weights.
     """
     _check_config(folder)
+    _recover(folder)
     from tars_lens.layout import stored_tensors, weight_files  # with torch, so late
 
     if not (folder / _WEIGHTS).is_file() and any(folder.glob("*.bin")):
@@ -109,6 +127,13 @@ def model_table() -> pd.DataFrame:
             for model in BUILT_IN.values()
         ]
     )
+
+
+def _recover(folder: Path) -> None:
+    if (folder / JOURNAL).is_file():  # a killed `patch export --in-place`
+        from tars_lens.in_place import recover
+
+        recover(folder)
 
 
 def _built_in(model: BuiltIn, advance: Advance) -> Checkpoint:

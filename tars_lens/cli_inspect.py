@@ -26,6 +26,13 @@ def inspect(
     out: Annotated[
         Path | None, typer.Option(help="Write the tables (CSV) and the vector here.")
     ] = None,
+    vector: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Rank the checkpoint on disk against this saved vector (several may be given) "
+            "instead: no model is loaded."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All tables as JSON.")] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress and no summary.")
@@ -37,6 +44,9 @@ def inspect(
     from tars_lens.report.progress import progress
 
     card = Concept.load(concept)
+    if vector:
+        _on_disk(card.name, model, vector, top, seed, out, as_json=as_json, quiet=quiet)
+        return
     with results_folder(out) if out is not None else nullcontext():
         with progress(quiet=quiet) as advance:
             advance(f"loading {model}", 0, 1)
@@ -62,3 +72,38 @@ def inspect(
         print_inspection(found, console)
         if written:
             console.print(f"Written to {out}: {', '.join(written)}.", markup=False)
+
+
+def _on_disk(
+    concept: str,
+    model: str,
+    files: list[Path],
+    top: int,
+    seed: int,
+    out: Path | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Ranks a checkpoint on disk against saved vectors and prints the table."""
+    from tars_lens.files import results_folder
+    from tars_lens.report.progress import progress
+
+    with results_folder(out) if out is not None else nullcontext():
+        with progress(quiet=quiet) as advance:
+            from tars_lens.checkpoints import locate
+            from tars_lens.disk_inspection import inspect_on_disk
+
+            folder = locate(model, advance=advance)
+            found = inspect_on_disk(folder, files, top=top, seed=seed, advance=advance)
+        written = found.save(out) if out is not None else ()
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
+    elif not quiet:
+        typer.echo(
+            f"{concept} in {folder}: {found.null.vectors:,} MLP weight vectors read from disk. A "
+            f"cosine below {found.null.threshold:.3f} may be chance."
+        )
+        typer.echo(found.ranking.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
+        if written:
+            typer.echo(f"Written to {out}: {', '.join(written)}.")

@@ -66,8 +66,8 @@ class StoredTensor:
             return np.zeros(0, np.uint8)
         return np.memmap(self.file, np.uint8, "r", self.offset, (self.nbytes,))
 
-    def bits(self, mode: Literal["r", "r+"] = "r") -> np.memmap:
-        """Its values as unsigned integers of their size, a map of the file."""
+    def bits(self, mode: Literal["r", "r+", "c"] = "r") -> np.memmap:
+        """Its values as unsigned integers of their size, a map of the file (`c`: a private one)."""
         kind = np.dtype(f"<u{_SIZES[self.dtype]}")
         return np.memmap(self.file, kind, mode, self.offset, self.shape)
 

@@ -143,7 +143,7 @@ def cosines(
         TarsError: A role or layer that the model doesn't have, none at all, or targets that have
             another width, no direction, or values that are not finite.
     """
-    targets = _targets(lens, vectors)
+    targets = check_targets(vectors, lens.d_model, lens.name).to(lens.device)
     places = _places(lens, roles, layers)
     unit = torch.nn.functional.normalize(targets, dim=1)
     count = len(places) * lens.d_mlp
@@ -186,30 +186,45 @@ def null_distribution(
     """
     if directions < 1:
         raise TarsError(f"a null distribution needs at least 1 direction, got {directions}.")
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(directions, lens.d_model, generator=generator)
-    found = cosines(lens, random, roles=roles, layers=layers)
+    random = random_directions(directions, lens.d_model, seed=seed)
+    return null_of(cosines(lens, random, roles=roles, layers=layers))
+
+
+def random_directions(
+    count: int, width: int, *, seed: int = 0
+) -> Float[Tensor, "directions d_model"]:
+    """Gaussian directions, as a null distribution is made of."""
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def null_of(found: Cosines) -> Null:
+    """The null distribution that the cosines of random directions make."""
     largest = found.values.max(dim=1).values
     return Null(
         threshold=float(largest.mean()),
         largest=float(largest.max()),
         quantiles=found.quantiles().groupby("quantile", as_index=False)["cosine"].mean(),
         vectors=len(found.norms),
-        directions=directions,
+        directions=len(found.values),
     )
 
 
-def _targets(
-    lens: Lens, vectors: TargetingVector | Float[Tensor, "..."]
+def check_targets(
+    vectors: TargetingVector | Float[Tensor, "..."], width: int, name: str
 ) -> Float[Tensor, "targets d_model"]:
+    """Targeting vectors as the rows of a float32 matrix.
+
+    Raises:
+        TarsError: Another width than the model's, no direction, or values that are not finite.
+    """
     values = vectors.vector if isinstance(vectors, TargetingVector) else vectors
     values = values[None] if values.ndim == 1 else values
-    if values.ndim != 2 or values.shape[1] != lens.d_model or not len(values):
+    if values.ndim != 2 or values.shape[1] != width or not len(values):
         raise TarsError(
-            f"{lens.name} has residual streams of width {lens.d_model}; got vectors of shape "
+            f"{name} has residual streams of width {width}; got vectors of shape "
             f"{tuple(values.shape)}."
         )
-    values = values.to(lens.device).float()
+    values = values.float()
     if not torch.isfinite(values).all() or (values == 0).all(dim=1).any():
         raise TarsError("a targeting vector must have a direction; got zeros, or NaN or infinity.")
     return values

@@ -86,7 +86,7 @@ class TargetingVector:
             "trajectory": self.trajectory.to_dict("list"),
             "settings": self.settings,
         }
-        values = {"vector": self.vector.cpu(), "start": self.start.cpu()}
+        values = {"vector": self.vector.cpu().clone(), "start": self.start.cpu()}  # may be one tensor
         with whole_file(path) as temporary:
             save_file(values, temporary, metadata={"targeting_vector": json.dumps(about)})
 
