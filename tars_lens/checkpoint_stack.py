@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tars_lens.errors import TarsError
-from tars_lens.export import copy_checkpoint, export, whole_folder, write_slot
+from tars_lens.export import check_fits, export, write_slot
+from tars_lens.folders import copy_checkpoint, whole_folder
 from tars_lens.layout import checkpoint_slots
 from tars_lens.patch import Patch
 from tars_lens.patch_tools import merge
@@ -27,9 +28,7 @@ def apply_to_checkpoint(
     """
     source, out = Path(source), Path(out)
     before = recorded_patches(source)
-    for patch in patches:
-        if any(patch.sha256 == other.sha256 for other in before):
-            raise TarsError(f"{patch.label!r} is applied to {str(source)!r} already.")
+    check_new(patches, before, source)
     if not before:
         export(patches, source, out, force=force)
         _record(out, patches)
@@ -47,14 +46,7 @@ def revert_checkpoint(patch: Patch, source: Path | str, out: Path | str) -> Path
     """
     source, out = Path(source), Path(out)
     before = recorded_patches(source)
-    remaining = [other for other in before if other.sha256 != patch.sha256]
-    if len(remaining) == len(before):
-        there = ", ".join(repr(other.label) for other in before) or "none"
-        raise TarsError(
-            f"{patch.label!r} is not applied to {str(source)!r}. Recorded there: {there}. Only a "
-            "checkpoint made by `patch apply` keeps a record; `patch export` makes a plain one."
-        )
-    return _rebuild(source, remaining, before, out)
+    return _rebuild(source, without(patch, before, source), before, out)
 
 
 def recorded_patches(folder: Path | str) -> list[Patch]:
@@ -62,10 +54,35 @@ def recorded_patches(folder: Path | str) -> list[Patch]:
     return [Patch.load(file) for file in sorted((Path(folder) / RECORD).glob("*.safetensors"))]
 
 
+def check_new(patches: Sequence[Patch], before: Sequence[Patch], source: Path) -> None:
+    """Refuses a patch that a checkpoint has already."""
+    for patch in patches:
+        if any(patch.sha256 == other.sha256 for other in before):
+            raise TarsError(f"{patch.label!r} is applied to {str(source)!r} already.")
+
+
+def without(patch: Patch, before: Sequence[Patch], source: Path) -> list[Patch]:
+    """The recorded patches but this one; refuses one that isn't among them."""
+    remaining = [other for other in before if other.sha256 != patch.sha256]
+    if len(remaining) == len(before):
+        there = ", ".join(repr(other.label) for other in before) or "none"
+        raise TarsError(
+            f"{patch.label!r} is not applied to {str(source)!r}. Recorded there: {there}. Only a "
+            "checkpoint made by `patch apply` or in place keeps a record; `patch export` to "
+            "another folder makes a plain one."
+        )
+    return remaining
+
+
 def _rebuild(source: Path, patches: Sequence[Patch], before: Sequence[Patch], out: Path) -> Path:
     """A copy whose rows are put back to the base's, proven so, and overwritten by `patches`."""
+    there = checkpoint_slots(source)
+    for patch in patches:
+        for place, rows in patch.edits.items():
+            check_fits(patch, there, place, rows, source)
+    places = {place for patch in (*patches, *before) for place in patch.edits}
     with whole_folder(out) as folder:
-        copy_checkpoint(source, folder)
+        copy_checkpoint(source, folder, {there[place].tensor.file for place in places})
         slots = checkpoint_slots(folder)
         undo = merge(list(reversed(before)))  # of a shared row the first patch knows the base's
         for place, rows in undo.edits.items():
@@ -87,6 +104,11 @@ def _rebuild(source: Path, patches: Sequence[Patch], before: Sequence[Patch], ou
 def _record(folder: Path, patches: Sequence[Patch]) -> None:
     shutil.rmtree(folder / RECORD, ignore_errors=True)
     for index, patch in enumerate(patches):
-        # a label is free text: a slash in it must not lead out of the folder
-        name = "".join(c if c.isalnum() or c in " +-." else "_" for c in patch.label)[:40]
-        patch.save(folder / RECORD / f"{index:03d}_{name}.safetensors")
+        patch.save(folder / RECORD / record_name(index, patch))
+
+
+def record_name(index: int, patch: Patch) -> str:
+    """What a patch's file in the record is called; the order of names is that of the patches."""
+    # a label is free text: a slash in it must not lead out of the folder
+    name = "".join(c if c.isalnum() or c in " +-." else "_" for c in patch.label)[:40]
+    return f"{index:03d}_{name}.safetensors"

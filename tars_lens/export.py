@@ -1,11 +1,8 @@
 """Patches put into a checkpoint on disk, with no model in memory."""
 
+import hashlib
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.errors import TarsError
-from tars_lens.layout import Slot, StoredTensor, checkpoint_slots, stored_tensors, weight_files
+from tars_lens.folders import copy_checkpoint, whole_folder
+from tars_lens.layout import Slot, StoredTensor, checkpoint_slots, stored_tensors
 from tars_lens.patch import Patch, PatchRows
 from tars_lens.verification import Verification, planned_rows
 from tars_lens.weights import Place
 
 logger = logging.getLogger(__name__)
 
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"}
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 24
 
@@ -32,17 +29,21 @@ def export(
     out: Path | str,
     *,
     force: bool = False,
+    link: bool = True,
 ) -> Path:
     """Copies an HF checkpoint with patches put in: a folder for `from_pretrained`.
 
-    The weight files are copied and the rows written over in place, so that memory holds one matrix
-    at a time, whatever the model's size. The folder appears whole or not at all.
+    The weight files that hold an edited row are copied and the rows written over in place, so that
+    memory holds one matrix at a time, whatever the model's size; what was written is read back and
+    checked by hash. The folder appears whole or not at all.
 
     Args:
         patches: One patch, or several; the later wins a shared row.
         source: The checkpoint's folder (safetensors).
         out: The new folder; it mustn't hold anything yet.
         force: Write even where the checkpoint isn't the base that a patch was made for.
+        link: Share the other weight files with the source where the disk can: by a clone, else by
+            a hard link, through which a program that writes to one file would change the other.
 
     Returns:
         The new folder.
@@ -54,14 +55,20 @@ def export(
     chosen = (patches,) if isinstance(patches, Patch) else tuple(patches)
     source, out = Path(source), Path(out)
     slots = checkpoint_slots(source)
+    bases: dict[Place, str] = {}
     for patch in chosen:
-        _check(patch, slots, source, force)
+        bases |= _check(patch, slots, source, force)
+    touched = {slots[place].tensor.file for place in bases}
     with whole_folder(out) as folder:
-        copy_checkpoint(source, folder)
+        copy_checkpoint(source, folder, touched if link else None)
         copied = checkpoint_slots(folder)
         for patch in chosen:
             for place, rows in patch.edits.items():
                 write_slot(copied[place], rows)
+        for place, digest in bases.items():
+            final = final_bits(chosen, place, slots[place], "new")
+            base = slots[place].view(slots[place].tensor.bits())[list(final)]
+            check_written(copied[place], final, base, digest)
     return out
 
 
@@ -80,7 +87,7 @@ def verify_checkpoint(
     slots = checkpoint_slots(source)
     for patch in chosen:
         for place, rows in patch.edits.items():
-            _check_fits(patch, slots, place, rows, Path(source))
+            check_fits(patch, slots, place, rows, Path(source))
     touched = {slots[place].tensor.key for patch in chosen for place in patch.edits}
     others = before.keys() == after.keys()
     for key in before.keys() & after.keys() - touched:
@@ -95,10 +102,13 @@ def verify_checkpoint(
     return Verification(changed, planned_rows(chosen), others, others and restored)
 
 
-def _check(patch: Patch, slots: dict[Place, Slot], source: Path, force: bool) -> None:
+def _check(patch: Patch, slots: dict[Place, Slot], source: Path, force: bool) -> dict[Place, str]:
+    """The hashes that the touched matrices have, where the patch can be put in."""
+    found: dict[Place, str] = {}
     for place, rows in patch.edits.items():
-        _check_fits(patch, slots, place, rows, source)
-        problem = _mismatch(patch, place, slots[place])
+        check_fits(patch, slots, place, rows, source)
+        found[place] = slots[place].sha256()
+        problem = mismatch(patch, place, slots[place], found[place])
         if problem and not force:
             raise TarsError(
                 f"{patch.label!r} was made for another base ({patch.base_name}): {problem} Choose "
@@ -106,11 +116,13 @@ def _check(patch: Patch, slots: dict[Place, Slot], source: Path, force: bool) ->
             )
         if problem:
             logger.warning("%s is forced onto another base: %s", patch.label, problem)
+    return found
 
 
-def _check_fits(
+def check_fits(
     patch: Patch, slots: dict[Place, Slot], place: Place, rows: PatchRows, source: Path
 ) -> None:
+    """Refuses rows that a checkpoint has no place for."""
     where = f"layer {place[0]}, role {place[1]!r}"
     if place not in slots:
         raise TarsError(f"{patch.label!r} edits {where}, which {str(source)!r} doesn't have.")
@@ -123,55 +135,17 @@ def _check_fits(
         )
 
 
-def _mismatch(patch: Patch, place: Place, slot: Slot) -> str:
-    """What of one matrix isn't as the patch expects, or `""`."""
+def mismatch(patch: Patch, place: Place, slot: Slot, actual: str) -> str:
+    """What of one matrix, whose base has the hash `actual`, isn't as the patch expects, or `""`."""
     if slot.dtype != patch.edits[place].new.dtype:
         return (
             f"{slot.tensor.key} is {slot.dtype} on disk and {patch.edits[place].new.dtype} in the "
             "patch (make the patch on a model that is loaded in its checkpoint's dtype)."
         )
-    expected, actual = patch.base_sha256[place], slot.sha256()
+    expected = patch.base_sha256[place]
     if expected != actual:
         return f"{slot.tensor.key} has SHA-256 {actual[:12]} on disk, {expected[:12]} in the patch."
     return ""
-
-
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `out`, and renames it to `out` if the block succeeds."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise TarsError(f"{str(out)!r} exists and is not empty: choose another folder.")
-    folder = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        folder.chmod(0o755)
-        yield folder
-        if out.exists():
-            out.rmdir()
-        os.replace(folder, out)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise TarsError(
-            f"cannot write {str(out)!r}: {reason}. Choose another folder, or free space."
-        ) from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def copy_checkpoint(source: Path, folder: Path) -> None:
-    """The checkpoint's own weight files and everything that isn't weights."""
-    weights = set(weight_files(source))
-    sharded = source / "model.safetensors" not in weights
-    kept = weights | {source / "model.safetensors.index.json"} if sharded else weights
-    for file in sorted(source.iterdir()):
-        is_weights = file.suffix in _WEIGHTS or file.name.endswith(".index.json")
-        if not file.is_file() or (is_weights and file not in kept):
-            logger.info("%s is not copied: it is no part of the edited checkpoint.", file.name)
-            continue
-        shutil.copyfile(file, folder / file.name)
-        (folder / file.name).chmod(0o644)
 
 
 def write_slot(slot: Slot, rows: PatchRows) -> None:
@@ -179,6 +153,30 @@ def write_slot(slot: Slot, rows: PatchRows) -> None:
     whole = slot.tensor.bits("r+")
     slot.view(whole)[rows.neurons.numpy()] = _bits(rows.new, slot)
     whole.flush()
+
+
+def check_written(
+    slot: Slot, rows: Mapping[int, np.ndarray], base: np.ndarray, digest: str
+) -> None:
+    """Reads a matrix back: it holds the rows, and with the base's put back it is the base.
+
+    Args:
+        slot: Where it was written.
+        rows: By neuron, as bits, what was to be written.
+        base: The base's bits of the same neurons.
+        digest: The base's hash.
+
+    Raises:
+        TarsError: The disk doesn't hold what was written to it.
+    """
+    found, neurons = np.array(slot.view(slot.tensor.bits()), order="C"), list(rows)
+    as_written = all(np.array_equal(found[neuron], row) for neuron, row in rows.items())
+    found[neurons] = base
+    if not as_written or hashlib.sha256(found.data).hexdigest() != digest:
+        raise TarsError(
+            f"{slot.tensor.key} doesn't read back from {str(slot.tensor.file)!r} as it was "
+            "written: check the disk, and try again."
+        )
 
 
 def _bits(values: Float[Tensor, "rows d_model"], slot: Slot) -> np.ndarray:
@@ -210,20 +208,21 @@ def _compare(
     for place, slot in slots.items():
         if slot.tensor.key != before.key:
             continue
-        final = _final_bits(patches, place, slot, "new")
+        final = final_bits(patches, place, slot, "new")
         cells, values = slot.view(differs), slot.view(new)
         count += int(cells.any(axis=1).sum())
         for neuron, row in final.items():
             inside += int(cells[neuron].sum())
             count -= bool(cells[neuron].any() and not np.array_equal(values[neuron], row))
-        for neuron, row in _final_bits(patches, place, slot, "old").items():
+        for neuron, row in final_bits(patches, place, slot, "old").items():
             slot.view(undone)[neuron] = row
     return count, int(differs.sum()) == inside, np.array_equal(undone, old)
 
 
-def _final_bits(
+def final_bits(
     patches: Sequence[Patch], place: Place, slot: Slot, part: str
 ) -> dict[int, np.ndarray]:
+    """By neuron, the bits that patches leave in a matrix, or with `old` those that they found."""
     final: dict[int, np.ndarray] = {}
     for patch in patches:
         if place in patch.edits:

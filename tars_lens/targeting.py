@@ -86,7 +86,8 @@ class TargetingVector:
             "trajectory": self.trajectory.to_dict("list"),
             "settings": self.settings,
         }
-        values = {"vector": self.vector.cpu().clone(), "start": self.start.cpu()}  # may be one tensor
+        # a raw vector is its start, and safetensors writes no tensor twice
+        values = {"vector": self.vector.cpu().clone(), "start": self.start.cpu()}
         with whole_file(path) as temporary:
             save_file(values, temporary, metadata={"targeting_vector": json.dumps(about)})
 

@@ -1,0 +1,232 @@
+"""Patches written into a checkpoint's own files: no second copy, undone exactly, safe when killed.
+
+The rows that stand in the files are first kept in a journal inside the folder. It goes when all is
+written, checked and recorded; where it is still found, the next command puts them back.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tars_lens import cache
+from tars_lens.checkpoint_stack import RECORD, check_new, record_name, recorded_patches, without
+from tars_lens.checkpoints import JOURNAL
+from tars_lens.errors import TarsError
+from tars_lens.export import check_fits, check_written, final_bits, mismatch, write_slot
+from tars_lens.files import whole_file
+from tars_lens.folders import make_private
+from tars_lens.layout import Slot, checkpoint_slots
+from tars_lens.patch import Patch, PatchRows
+from tars_lens.patch_tools import merge
+from tars_lens.weights import Place
+
+logger = logging.getLogger(__name__)
+
+_KEY = "tars_lens.journal"
+
+
+def export_in_place(
+    patches: Patch | Sequence[Patch], folder: Path | str, *, force: bool = False
+) -> None:
+    """Writes patches into a checkpoint's own files, on top of those that it has.
+
+    The patches, with the rows that they replace, are kept in the folder for `revert_in_place`. A
+    file that has another name elsewhere (a link) is copied first, so that nothing else changes.
+
+    Args:
+        patches: One patch, or several; the later wins a shared row.
+        folder: The checkpoint.
+        force: Write even where it isn't the base that a patch was made for.
+
+    Raises:
+        TarsError: Another base, a patch that it has already, or files that can't be written.
+    """
+    chosen = (patches,) if isinstance(patches, Patch) else tuple(patches)
+    folder = Path(folder)
+    with _alone(folder):
+        _recover(folder)
+        before = recorded_patches(folder)
+        check_new(chosen, before, folder)
+        _rewrite(folder, before, [*before, *chosen], force)
+
+
+def revert_in_place(patch: Patch, folder: Path | str) -> None:
+    """Takes a patch out of the files that `export_in_place` has written it into.
+
+    Raises:
+        TarsError: The folder has no record of it, or its files were changed since.
+    """
+    folder = Path(folder)
+    with _alone(folder):
+        _recover(folder)
+        before = recorded_patches(folder)
+        _rewrite(folder, before, without(patch, before, folder), force=False)
+
+
+def recover(folder: Path | str) -> bool:
+    """Puts back what an interrupted write has left half done; returns whether there was any.
+
+    Raises:
+        TarsError: The journal can't be read, or the files can't be written.
+    """
+    folder = Path(folder)
+    if not (folder / JOURNAL).is_file():
+        return False
+    with _alone(folder):
+        return _recover(folder)
+
+
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """New rows of one matrix, and what is known of its base."""
+
+    rows: PatchRows  # its `old` is what stands in the file now
+    base: np.ndarray
+    digest: str
+
+
+def _rewrite(folder: Path, before: list[Patch], after: list[Patch], force: bool) -> None:
+    slots = checkpoint_slots(folder)
+    for patch in after:
+        for place, rows in patch.edits.items():
+            check_fits(patch, slots, place, rows, folder)
+    changes = _changes(folder, slots, before, after, force)
+    if not changes:
+        return
+    names = [file.name for file in sorted((folder / RECORD).glob("*.safetensors"))]
+    first = 1 + max((int(name[:3]) for name in names), default=-1)
+    known = {patch.sha256 for patch in before}
+    new = {
+        record_name(first + index, patch): patch
+        for index, patch in enumerate(p for p in after if p.sha256 not in known)
+    }
+    left = {patch.sha256 for patch in after}
+    kept = [name for name, patch in zip(names, before, strict=True) if patch.sha256 in left]
+    for file in {slots[place].tensor.file for place in changes}:
+        make_private(file)
+    _write_journal(folder, changes, names)
+    try:
+        for place, change in changes.items():
+            write_slot(slots[place], change.rows)
+            bits = _patch_bits(slots[place], change.rows)
+            check_written(slots[place], bits, change.base, change.digest)
+        for name, patch in new.items():
+            patch.save(folder / RECORD / name)
+    except OSError as error:
+        _recover(folder)
+        reason = error.strerror or str(error)
+        raise TarsError(f"cannot write to {str(folder)!r}: {reason}. It is as it was.") from error
+    except BaseException:
+        _recover(folder)
+        raise
+    _write_journal(folder, {}, [*kept, *new])  # from here on it is done, whatever happens
+    _recover(folder)
+
+
+def _changes(
+    folder: Path, slots: dict[Place, Slot], before: list[Patch], after: list[Patch], force: bool
+) -> dict[Place, _Change]:
+    """What is to be written where, once the base is proven to be that of the new patches."""
+    undo = [replace(p, edits={k: _undone(r) for k, r in p.edits.items()}) for p in before[::-1]]
+    if not undo and not after:
+        return {}
+    known = {patch.sha256 for patch in before}
+    changes: dict[Place, _Change] = {}
+    for place, rows in merge([*undo, *after]).edits.items():
+        slot, neurons = slots[place], rows.neurons.tolist()
+        whole = np.array(slot.view(slot.tensor.bits()), order="C")
+        now = whole[neurons]
+        for neuron, row in final_bits(undo, place, slot, "new").items():
+            whole[neuron] = row
+        digest = hashlib.sha256(whole.data).hexdigest()
+        for patch in after:
+            problem = mismatch(patch, place, slot, digest) if place in patch.edits else ""
+            if problem and not (force and patch.sha256 not in known):
+                raise TarsError(
+                    f"{patch.label!r} doesn't fit the base of {str(folder)!r}: {problem} Nothing "
+                    "was written."
+                )
+            if problem:
+                logger.warning("%s is forced onto another base: %s", patch.label, problem)
+        old = _as_tensor(now, slot)
+        changes[place] = _Change(replace(rows, old=old), whole[neurons], digest)
+    return changes
+
+
+def _undone(rows: PatchRows) -> PatchRows:
+    return replace(rows, new=rows.old)
+
+
+def _as_tensor(bits: np.ndarray, slot: Slot) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(bits)).view(slot.dtype)
+
+
+def _patch_bits(slot: Slot, rows: PatchRows) -> dict[int, np.ndarray]:
+    kind = f"<u{torch.empty(0, dtype=slot.dtype).itemsize}"
+    new = rows.new.to(slot.dtype).contiguous().view(torch.uint8).numpy().view(kind)
+    return dict(zip(rows.neurons.tolist(), new, strict=True))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time; a killed one's lock is free at once."""
+    key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
+    with cache.locked(f"in-place-{key}"):
+        yield
+
+
+def _write_journal(folder: Path, changes: dict[Place, _Change], record: list[str]) -> None:
+    """Writes the rows as they stand, and the record's files as they are to be, down to the disk."""
+    tensors: dict[str, Tensor] = {}
+    for (layer, role), change in changes.items():
+        tensors[f"L{layer}.{role}.neurons"] = change.rows.neurons
+        tensors[f"L{layer}.{role}.rows"] = change.rows.old.contiguous()
+    with whole_file(folder / JOURNAL) as temporary:
+        with temporary.open("wb") as file:
+            file.write(safetensors.torch.save(tensors, {_KEY: json.dumps(record)}))
+            file.flush()
+            os.fsync(file.fileno())
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(handle)  # else the name might reach the disk after the rows do
+        os.close(handle)
+
+
+def _recover(folder: Path) -> bool:
+    """Brings files and record to what the journal says, and takes it away."""
+    journal = folder / JOURNAL
+    if not journal.is_file():
+        return False
+    try:
+        with safe_open(journal, "pt") as file:
+            record = json.loads(file.metadata()[_KEY])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise TarsError(
+            f"{str(journal)!r} can't be read ({error}): put the base's weight files back by hand."
+        ) from error
+    slots = checkpoint_slots(folder)
+    for place, slot in slots.items():
+        key = f"L{place[0]}.{place[1]}"
+        if f"{key}.rows" in tensors:
+            rows = tensors[f"{key}.rows"]
+            nothing = torch.full((len(rows),), torch.nan)
+            write_slot(slot, PatchRows(tensors[f"{key}.neurons"], rows, rows, nothing))
+    if tensors:
+        logger.warning("an interrupted write to %s is undone.", folder)
+    for file in (folder / RECORD).glob("*.safetensors"):
+        if file.name not in record:
+            file.unlink()
+    journal.unlink()
+    return True
