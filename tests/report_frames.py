@@ -137,6 +137,17 @@ def kl():
     return pd.Series(np.random.default_rng(3).lognormal(-8.3, 1.7, 25_600))
 
 
+def growth(concepts=("Saturn", "Sherlock $x$", "Paris", "Einstein", "oxygen")):
+    names = ("median", "mean", "p95", "p99", "max")
+    rows = [
+        {"removed": n, "concept": concept, "text": text, "tokens": 25_600 - 512 * n * elsewhere}
+        | {name: 0.0 if n == 1 and k == 0 else 1e-4 * n * 10**k for k, name in enumerate(names)}
+        for n, concept in enumerate(concepts, start=1)
+        for elsewhere, text in enumerate(("all", "elsewhere"))
+    ]
+    return pd.DataFrame(rows)
+
+
 def interference(concepts=("Saturn", "Sherlock Holmes", "Paris", "Einstein", "oxygen")):
     generator = np.random.default_rng(4)
     rows = [

@@ -31,6 +31,8 @@ DRAWN = {
     "interference": (figures.interference, frames.interference, 2),
     "depth": (figures.depth, frames.depth, 1),
     "curve": (figures.edit_curve, frames.curve, 3),
+    "directions": (figures.directions, frames.probes, 1),
+    "growth": (figures.kl_by_concepts, frames.growth, 2),
     "kl": (figures.kl_distribution, lambda: figures.kl_histogram(frames.kl()), 1),
     "trajectory": (figures.refinement_trajectory, frames.trajectory, 2),
     "cosines": (figures.cosine_distribution, frames.cosines, 1),
@@ -71,7 +73,12 @@ def test_a_table_without_a_column_is_refused_by_the_columns_name(name):
     _, axes = figure(2, across=across)
     needed = {"trajectory": "angle_degrees", "cosines": "quantile", "kl": "bin_low"}
     column = needed.get(name, make().columns[-1])
-    column = {"forward": "p_after", "probes": "p_after", "languages": "language"}.get(name, column)
+    column = {
+        "directions": "p_after",
+        "forward": "p_after",
+        "probes": "p_after",
+        "languages": "language",
+    }.get(name, column)
     column = {"depth": "largest_after", "neurons": "cosine", "map": "p_after"}.get(name, column)
     column = {"waterfall": "logit_before"}.get(name, column)
     with pytest.raises(TarsError, match=f"lacks {column}"):

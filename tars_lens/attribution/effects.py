@@ -48,13 +48,14 @@ class EditEffects:
         return self.frame.copy()
 
 
-def edit_effects(lens: Lens, patch: Patch, concept: Concept) -> EditEffects:
+def edit_effects(lens: Lens, patch: Patch, concept: Concept, *, roles: bool = True) -> EditEffects:
     """Asks the card's reported probes with each edit alone, and with each left out.
 
     Args:
         lens: The model as it stands before the edit.
         patch: The edit.
         concept: The card; only probes that the model knows before the edit count.
+        roles: Measure each vector by itself as well as each neuron's vectors together.
 
     Raises:
         TarsError: A patch for another model or without rows, or a card none of whose probes the
@@ -70,6 +71,8 @@ def edit_effects(lens: Lens, patch: Patch, concept: Concept) -> EditEffects:
     base, whole = asked.answers(()), asked.answers(every)
     found = []
     for unit in _units(every):
+        if not roles and unit.role != "neuron":
+            continue
         for mode, rows in (("alone", unit.rows), ("left_out", every - unit.rows)):
             said = asked.answers(rows)
             for kind in asked.counts:

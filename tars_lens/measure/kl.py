@@ -13,6 +13,7 @@ from tars_lens.concept import forms_in
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens, Point
 from tars_lens.measure.base_stream import keep_stream, read_stream, stream_path
+from tars_lens.measure.spread import kl_histogram
 from tars_lens.trial import kl_divergence, rows_at_once
 from tars_lens.weights import Edits, written
 from tars_lens.windows import Windows
@@ -47,6 +48,13 @@ class Divergence:
                 **five(self.values[mask].flatten()),
             },
         }
+
+    def histogram(self, forms: Iterable[str] = ()) -> pd.DataFrame:
+        """Counts of the values: bin_low, bin_high (nats), count, elsewhere_count."""
+        forms = tuple(forms)
+        elsewhere = [not forms_in(text, forms) for text in self.windows.texts]
+        flat = pd.Series(self.values.flatten().cpu().numpy())
+        return kl_histogram(flat, pd.Series(elsewhere).repeat(self.values.shape[1]).to_numpy())
 
     def worst(self, lens: Lens, forms: Iterable[str] = (), count: int = 40) -> pd.DataFrame:
         """The most damaged positions with the text before them, worst first.

@@ -11,7 +11,8 @@ from tars_lens.report.run import Run
 from tars_lens.report.style import figure, inline_svg, visible
 from tars_lens.report.verdict import key_of
 
-_MAPS = 6
+_MAPS = 12
+_WATERFALLS = 6
 
 
 @dataclass(frozen=True)
@@ -111,19 +112,7 @@ def _damage(run: Run) -> Iterator[Shown]:
 
 def _flow(run: Run) -> Iterator[Shown]:
     if "propagation" in run.tables:
-        table = run.tables["propagation"]
-        for prompt in table["prompt"].unique()[:_MAPS]:
-            rows = table[table["prompt"] == prompt]
-            text = str(rows["text"].iloc[0]) if "text" in rows else ""
-            yield _draw(
-                f"map{int(prompt)}",
-                "What the logit lens reads of the answer, by layer and position"
-                + (f": {visible(text)}" if text else "."),
-                figures.propagation_map,
-                rows,
-                height=3.4,
-                across=3,
-            )
+        yield from _maps(run.tables["propagation"])
     if "depth" in run.tables:
         table = run.tables["depth"]
         yield _draw(
@@ -146,13 +135,46 @@ def _flow(run: Run) -> Iterator[Shown]:
             across=2,
         )
     if "attribution" in run.tables:
+        table = run.tables["attribution"]
+        for prompt in table["prompt"].unique()[:_WATERFALLS]:
+            rows = table[table["prompt"] == prompt]
+            concept = _concept(rows)
+            yield _draw(
+                f"attribution{int(prompt)}",
+                f"{visible(concept)}: which parts of the model write the answer's logit, and "
+                f"which take it away{_after(rows)}".removeprefix(": "),
+                figures.attribution_waterfall,
+                rows,
+                height=2.9,
+                concept=key_of(concept) if concept else "",
+            )
+
+
+def _maps(table: Any) -> Iterator[Shown]:
+    for prompt in table["prompt"].unique()[:_MAPS]:
+        rows = table[table["prompt"] == prompt]
+        concept = _concept(rows)
+        answer = f"{str(rows['answer'].iloc[0])!r}" if "answer" in rows else "the answer"
         yield _draw(
-            "attribution",
-            "Which parts of the model write the answer's logit, and which take it away.",
-            figures.attribution_waterfall,
-            run.tables["attribution"],
-            height=2.9,
+            f"map{int(prompt)}",
+            f"{visible(concept)}: what the logit lens reads of {visible(answer)}, by layer and "
+            f"position{_after(rows)}".removeprefix(": "),
+            figures.propagation_map,
+            rows,
+            height=3.4,
+            across=3,
+            concept=key_of(concept) if concept else "",
         )
+
+
+def _concept(rows: Any) -> str:
+    """The one concept that a table's rows are of, where it tells."""
+    return str(rows["concept"].iloc[0]) if "concept" in rows else ""
+
+
+def _after(rows: Any) -> str:
+    text = str(rows["text"].iloc[0]) if "text" in rows else ""
+    return f", after {visible(text)!r}." if text else "."
 
 
 def _vectors(run: Run) -> Iterator[Shown]:

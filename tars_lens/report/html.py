@@ -73,8 +73,9 @@ def render(run: Run) -> str:
 def _texts(run: Run) -> list[dict[str, str]]:
     if "texts" not in run.tables:
         return []
-    columns = ["concept", "prompt", "before", "after"]
-    rows = run.tables["texts"][columns].itertuples(index=False)
+    columns = ["concept", "kind", "prompt", "before", "after"]
+    table = run.tables["texts"]
+    rows = table.reindex(columns=columns, fill_value="").itertuples(index=False)
     return [dict(zip(columns, map(str, row), strict=True)) for row in rows]
 
 

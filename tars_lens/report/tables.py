@@ -128,21 +128,27 @@ def run_tables(run: Run) -> dict[str, Table | None]:
     }
 
 
-def flow_tokens(run: Run, prompts: int = 6) -> list[dict[str, Any]]:
-    """Each prompt's tokens, coloured by the largest probability that any layer reads there."""
+def flow_tokens(run: Run, prompts: int = 12) -> list[dict[str, Any]]:
+    """Each prompt's tokens, coloured by the largest probability that any layer reads there.
+
+    Returns:
+        For each prompt `concept` (its key, empty where the table has none) and `views`: by when.
+    """
     table = run.tables.get("propagation")
     if table is None:
         return []
     found = []
     for prompt in table["prompt"].unique()[:prompts]:
-        rows = table[table["prompt"] == prompt].groupby("position", sort=True)
+        of = table[table["prompt"] == prompt]
+        rows = of.groupby("position", sort=True)
         tokens = list(rows["token"].first())
         view = {}
         for when in ("before", "after"):
             largest = rows[f"p_{when}"].max()
             if largest.notna().any():
                 view[when] = coloured(tokens, list(largest), unit="p at its largest layer")
-        found.append(view)
+        concept = key_of(str(of["concept"].iloc[0])) if "concept" in of else ""
+        found.append({"concept": concept, "views": view})
     return found
 
 
@@ -225,18 +231,24 @@ def _depth(frame: pd.DataFrame) -> Table:
 
 
 def _propagation_summary(frame: pd.DataFrame) -> Table:
+    named = "concept" in frame and "answer" in frame
     rows = []
     for row in _records(frame):
         cells = (
+            *((words(row["answer"]),) if named else ()),
             words(row["text"]),
             number(row["first_top_layer"]),
             probability(row["largest_before"]),
             number(row["stopped_layer"]),
             probability(row["largest_after"]),
         )
-        rows.append(("", cells))
-    titles = ("prompt", "first the top token at layer", "largest p before", "stopped at layer")
-    return Table("By prompt, at its last token", (*titles, "largest p after"), tuple(rows))
+        rows.append((key_of(str(row["concept"])) if named else "", cells))
+    titles = (
+        *(("looked for",) if named else ()),
+        *("prompt", "first the top token at layer", "largest p before", "stopped at layer"),
+        "largest p after",
+    )
+    return Table("By prompt, at its last token", titles, tuple(rows))
 
 
 def _kept(figures: dict[str, Any], key: str = "kept") -> Cell:

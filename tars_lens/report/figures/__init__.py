@@ -5,9 +5,11 @@ forward_probabilities(pandas.read_csv("runs/erase/probes.csv"), axes)
 tars_lens.report.style.save(figure, "forward")
 """
 
-from tars_lens.report.figures.damage import kl_distribution, kl_histogram
+from tars_lens.measure.spread import cosine_frame, kl_histogram
+from tars_lens.report.figures.damage import kl_by_concepts, kl_distribution
 from tars_lens.report.figures.effect import (
     depth,
+    directions,
     edit_curve,
     forward_probabilities,
     interference,
@@ -18,7 +20,6 @@ from tars_lens.report.figures.flow import attribution_waterfall, edit_effects, p
 from tars_lens.report.figures.parts import rows_height
 from tars_lens.report.figures.vectors import (
     cosine_distribution,
-    cosine_frame,
     neurons_by_layer,
     refinement_trajectory,
 )
@@ -28,10 +29,12 @@ __all__ = [
     "cosine_distribution",
     "cosine_frame",
     "depth",
+    "directions",
     "edit_curve",
     "edit_effects",
     "forward_probabilities",
     "interference",
+    "kl_by_concepts",
     "kl_distribution",
     "kl_histogram",
     "languages",

@@ -8,11 +8,21 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from tars_lens.report.figures.parts import legend_above, need, nothing, plain_logarithm
-from tars_lens.report.style import BLUE, INK, ORANGE, VERMILLION, styled
+from tars_lens.measure.spread import kl_histogram
+from tars_lens.report.figures.parts import (
+    axis_label,
+    legend_above,
+    legend_over,
+    need,
+    nothing,
+    panels,
+    plain_logarithm,
+)
+from tars_lens.report.style import BLUE, INK, ORANGE, SERIES, VERMILLION, safe_text, styled
 
+_GROWTH = ("median", "mean", "p95", "p99", "max")
+_LEAST = 1e-9
 _MARKS = {"median": (INK, "-"), "p95": (INK, "--"), "p99": (INK, ":"), "max": (VERMILLION, "-.")}
-_DECADES = 9
 
 
 @styled
@@ -76,27 +86,48 @@ def kl_distribution(
     return legend_above(axes)
 
 
-def kl_histogram(values: pd.Series, elsewhere: pd.Series | None = None) -> pd.DataFrame:
-    """Counts of KL values in eight bins a decade.
+@styled
+def kl_by_concepts(frame: pd.DataFrame, axes: Any) -> Any:
+    """How the divergence on plain text grows with every further concept that is removed.
 
     Args:
-        values: Nats, one a position; all below 1e-9 (rounding) count in the first bin.
-        elsewhere: Whether the position's text names no removed concept.
+        frame: removed (how many), concept (the last of them), text (`all` or `elsewhere`: naming
+            no removed concept), tokens, median, mean, p95, p99, max (nats).
+        axes: Two panels, side by side.
 
-    Returns:
-        Columns bin_low, bin_high, count and, with `elsewhere`, elsewhere_count.
+    Raises:
+        TarsError: A column is missing, or another number of panels.
     """
-    low = 10.0**-_DECADES
-    clipped = values.astype(float).clip(lower=low)
-    top = max(float(np.ceil(np.log10(clipped.max()))), 0.0) if len(clipped) else 0.0
-    edges = np.logspace(-_DECADES, top, round((top + _DECADES) * 8) + 1)
-    counted = np.histogram(clipped.clip(upper=edges[-1]), edges)[0]
-    frame = pd.DataFrame({"bin_low": edges[:-1], "bin_high": edges[1:], "count": counted})
-    frame.loc[0, "bin_low"] = 0.0
-    if elsewhere is not None:
-        chosen = clipped[elsewhere.astype(bool)].clip(upper=edges[-1])
-        frame["elsewhere_count"] = np.histogram(chosen, edges)[0]
-    return frame
+    need(frame, "kl_by_concepts", "removed", "concept", "text", "tokens", *_GROWTH)
+    two = panels(axes, 2, "kl_by_concepts")
+    titles = {"all": "all text", "elsewhere": "text naming no removed concept"}
+    for panel, (text, title) in zip(two, titles.items(), strict=True):
+        rows = frame[(frame["text"] == text) & frame["median"].notna()].sort_values("removed")
+        if rows.empty:
+            nothing(panel, f"no {title} was compared")
+            continue
+        for name, style in zip(_GROWTH, SERIES, strict=False):
+            panel.plot(rows["removed"], rows[name].clip(lower=_LEAST), label=name, **style)
+        panel.set_yscale("log")
+        plain_logarithm(panel.yaxis)
+        panel.yaxis.set_minor_locator(NullLocator())
+        names = [
+            safe_text(f"{n} {c}") for n, c in zip(rows["removed"], rows["concept"], strict=True)
+        ]
+        panel.set_xticks(list(rows["removed"]), names, rotation=35)
+        for label in panel.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+        panel.set_title(title, loc="left")
+        n = f"n = {_range(rows['tokens'])} positions"
+        axis_label(panel, "x", "concepts removed, one after another", n)
+    two[0].set_ylabel("KL(base || edited)\nof the next token (nats)")
+    legend_over(two)
+    return axes
+
+
+def _range(values: pd.Series) -> str:
+    low, high = int(values.min()), int(values.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _edges(counts: pd.DataFrame) -> np.ndarray:

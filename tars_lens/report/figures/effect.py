@@ -27,6 +27,12 @@ from tars_lens.report.style import GREY, SERIES, prompt_text, safe_text, styled
 ERASED = 0.005
 """As in the measures: a forward probe at or below counts as erased."""
 
+_DIRECTIONS = {
+    "forward": "description to name",
+    "reverse": "name to attribute",
+    "neighbour": "neighbours",
+}
+
 
 @styled
 def forward_probabilities(frame: pd.DataFrame, axes: Axes) -> Axes:
@@ -79,6 +85,41 @@ def probe_probabilities(
     dumbbells(axes, groups, labels=("before", "after"))
     n = f"n = {len(known)} of {len(asked)} probes known"
     _probability_axis(axes, "probability of the answer", n)
+    return axes
+
+
+@styled
+def directions(frame: pd.DataFrame, axes: Axes) -> Axes:
+    """The answer's mean probability by concept and direction of knowledge, before and after.
+
+    Args:
+        frame: Probes: concept, kind, p_before, p_after, known. With a column set_phrase, reverse
+            probes that don't depend on the concept are left out.
+        axes: Where to draw.
+
+    Raises:
+        TarsError: A column is missing.
+    """
+    need(frame, "directions", "kind", "p_before", "p_after", "known")
+    asked = frame[frame["kind"].isin(_DIRECTIONS)]
+    known = asked["known"].astype(bool)
+    if "set_phrase" in asked:
+        known &= ~asked["set_phrase"].astype(bool)
+    if not known.any():
+        return nothing(axes, f"none of {len(asked)} probes is known to the base model")
+    groups = []
+    for concept in concepts_of(asked[known]):
+        of, every = of_concept(asked[known], concept), of_concept(asked, concept)
+        means = of.groupby("kind")[["p_before", "p_after"]].mean()
+        sizes, counts = every["kind"].value_counts(), of["kind"].value_counts()
+        kinds = [kind for kind in _DIRECTIONS if kind in means.index]
+        labels = [f"{_DIRECTIONS[kind]} ({counts[kind]} of {sizes[kind]})" for kind in kinds]
+        rows = means.loc[kinds]
+        groups.append(Group(concept, labels, list(rows["p_before"]), list(rows["p_after"])))
+    dumbbells(axes, groups, labels=("before", "after"))
+    axes.set_ylabel("direction (probes counted, of n)")
+    n = f"n = {int(known.sum())} of {len(asked)} probes"
+    _probability_axis(axes, "mean probability of the answer", n)
     return axes
 
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from tars_lens.measure.spread import CHANCE
 from tars_lens.report.figures.parts import (
     axis_label,
     concepts_of,
@@ -20,9 +20,6 @@ from tars_lens.report.figures.parts import (
     whole_numbers,
 )
 from tars_lens.report.style import BLUE, GREEN, GREY, INK, ORANGE, SERIES, safe_text, styled
-
-CHANCE = "chance"
-"""The `source` of the null's rows in `cosine_frame`."""
 
 _ROLES = {"gate": (BLUE, "o"), "in": (GREEN, "s"), "out": (ORANGE, "^")}
 
@@ -65,7 +62,7 @@ def cosine_distribution(frame: pd.DataFrame, axes: Axes, *, threshold: float | N
     """The share of weight vectors with more than a cosine, beside what chance gives.
 
     Args:
-        frame: Of `cosine_frame`: source (a concept, or `chance`), quantile, cosine.
+        frame: Of `measure.spread.cosine_frame`: source (a concept, or `chance`), quantile, cosine.
         axes: Where to draw; its y axis becomes logarithmic.
         threshold: The largest cosine to be expected by chance.
 
@@ -92,26 +89,6 @@ def cosine_distribution(frame: pd.DataFrame, axes: Axes, *, threshold: float | N
     n = _vectors(frame)
     axis_label(axes, "y", "share of weight vectors above", f"n = {n:,}" if n else "")
     return legend_above(axes)
-
-
-def cosine_frame(ranked: pd.DataFrame, null: pd.DataFrame, *, source: str) -> pd.DataFrame:
-    """The table of `cosine_distribution`, small enough to keep.
-
-    Args:
-        ranked: Of `rank`, all vectors: cosine.
-        null: `Null.quantiles`: quantile, cosine.
-        source: Whose vector it is.
-
-    Returns:
-        Columns source, quantile, cosine, vectors (how many the row's source has).
-    """
-    cosines = np.sort(ranked["cosine"].to_numpy(dtype=float))
-    shares = np.geomspace(0.5, 1 / max(len(cosines), 2), 60)
-    places = np.minimum(len(cosines) - 1, ((1 - shares) * len(cosines)).astype(int))
-    own = pd.DataFrame({"quantile": 1 - shares, "cosine": cosines[places]})
-    frames = [own.assign(source=source), null[["quantile", "cosine"]].assign(source=CHANCE)]
-    found = pd.concat(frames, ignore_index=True).assign(vectors=len(cosines))
-    return found[["source", "quantile", "cosine", "vectors"]]
 
 
 @styled

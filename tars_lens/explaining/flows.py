@@ -1,0 +1,160 @@
+"""Where each concept flows and where it stops, and what its removal leaves in the depths."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tars_lens import stack
+from tars_lens.attribution.direct import direct_attribution
+from tars_lens.attribution.flow import Propagation, propagation
+from tars_lens.attribution.readings import read_tokens
+from tars_lens.concept import Probe
+from tars_lens.errors import TarsError
+from tars_lens.explaining.known import Known
+from tars_lens.generation import continuations
+from tars_lens.lens import Lens, Point
+from tars_lens.patch import Patch
+from tars_lens.patch_tools import merge
+from tars_lens.targeting import TargetingVector
+
+logger = logging.getLogger(__name__)
+
+_TOKENS = 16
+_DEPTHS = 8
+
+
+def texts_table(lens: Lens, known: Sequence[Known], patches: Sequence[Patch]) -> pd.DataFrame:
+    """What the model writes, likeliest token by likeliest token, before and after.
+
+    Of each concept its detailed prompt, and the known probes that the base model is surest of:
+    one forward, two reverse, one neighbour.
+
+    Returns:
+        Columns concept, kind (prompt, forward, reverse or neighbour), prompt, before, after.
+    """
+    rows = [(k.concept.name, kind, prompt) for k in known for kind, prompt in _to_continue(k)]
+    prompts = [prompt for *_, prompt in rows]
+    frame = pd.DataFrame(rows, columns=["concept", "kind", "prompt"])
+    for when, held in (("before", ()), ("after", tuple(patches))):
+        with stack.holding(lens, held):
+            frame[when] = continuations(lens, prompts, _TOKENS)
+    return frame
+
+
+def propagation_tables(
+    lens: Lens,
+    known: Sequence[Known],
+    patches: Sequence[Patch],
+    vectors: Mapping[str, TargetingVector],
+) -> dict[str, pd.DataFrame]:
+    """The propagation maps of the surest forward and reverse probe of each concept.
+
+    Args:
+        lens: The base model.
+        known: What it knows of each concept.
+        patches: All that are removed together.
+        vectors: The concepts' targeting vectors by name, for the cosines of the forward maps.
+
+    Returns:
+        `propagation` and `propagation_summary`, as `Propagation` has them, with columns concept,
+        kind and answer; `prompt` counts through all concepts.
+    """
+    merged = merge(patches)
+    maps, sums = [], []
+    for index, (of, kind, probe) in enumerate(_to_follow(known)):
+        vector = vectors.get(of.concept.name) if kind == "forward" else None
+        wanted = of.wanted(lens, kind, probe)
+        try:
+            found = propagation(lens, probe.prompt, wanted, patch=merged, vector=vector)
+        except TarsError as error:  # known by another form than its first token
+            logger.warning("no propagation map is drawn: %s", error)
+            continue
+        for rows, frame in zip((maps, sums), _both(found), strict=True):
+            about = {"concept": of.concept.name, "kind": kind, "answer": probe.answer}
+            rows.append(frame.assign(prompt=index, **about))
+    if not maps:
+        return {}
+    return {
+        "propagation": pd.concat(maps, ignore_index=True),
+        "propagation_summary": pd.concat(sums, ignore_index=True),
+    }
+
+
+def attribution_table(lens: Lens, known: Sequence[Known], patches: Sequence[Patch]) -> pd.DataFrame:
+    """Direct logit attribution at the surest forward probe of each concept.
+
+    Returns:
+        As `DirectAttribution.to_frame`, with a column concept; `prompt` counts the concepts.
+    """
+    merged = merge(patches)
+    found = []
+    for index, of in enumerate(k for k in known if k.probes("forward", 1)):
+        prompt = of.probes("forward", 1)[0].prompt
+        try:
+            parts = direct_attribution(lens, prompt, of.tokens, patch=merged).to_frame()
+        except TarsError as error:  # also where an architecture's parts don't add up
+            logger.warning("no attribution is drawn: %s", error)
+            continue
+        found.append(parts.assign(prompt=index, concept=of.concept.name))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def depth_table(lens: Lens, known: Sequence[Known], patches: Sequence[Patch]) -> pd.DataFrame:
+    """The most that the logit lens reads of each concept at any layer, at the prompt's last token.
+
+    Of each concept's known forward probes, the eight that the base model is surest of.
+
+    Returns:
+        Columns concept, prompt, largest_before, layer_before, largest_after, layer_after (-1: the
+        embedding).
+    """
+    rows = [(of, probe.prompt) for of in known for probe in of.probes("forward", _DEPTHS)]
+    if not rows:
+        return pd.DataFrame()
+    frame = pd.DataFrame([(of.concept.name, prompt) for of, prompt in rows])
+    frame.columns = pd.Index(["concept", "prompt"])
+    for when, held in (("before", ()), ("after", tuple(patches))):
+        with stack.holding(lens, held):
+            streams = _ends(lens, [prompt for _, prompt in rows])
+        read = [_largest(lens, streams[:, i], of.tokens) for i, (of, _) in enumerate(rows)]
+        frame[f"largest_{when}"] = [p for p, _ in read]
+        frame[f"layer_{when}"] = [layer for _, layer in read]
+    return frame
+
+
+def _to_continue(of: Known) -> Iterator[tuple[str, str]]:
+    yield "prompt", of.concept.prompt
+    for kind, most in (("forward", 1), ("reverse", 2), ("neighbour", 1)):
+        yield from ((kind, probe.prompt) for probe in of.probes(kind, most))
+
+
+def _to_follow(known: Sequence[Known]) -> list[tuple[Known, str, Probe]]:
+    return [
+        (of, kind, probe)
+        for of in known
+        for kind in ("forward", "reverse")
+        for probe in of.probes(kind, 1)
+    ]
+
+
+def _both(found: Propagation) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return found.to_frame(), found.summary()
+
+
+def _ends(lens: Lens, prompts: Sequence[str]) -> Float[Tensor, "layers prompts d_model"]:
+    """The embedding and the stream after each layer, at the prompts' last tokens."""
+    batch = lens.prompts(prompts)
+    points = [Point("resid_pre", 0), *(Point("resid_post", k) for k in range(lens.n_layers))]
+    seen = lens.capture(batch.ids, points, positions=batch.last)
+    return torch.stack([seen[point] for point in points])
+
+
+def _largest(
+    lens: Lens, stream: Float[Tensor, "layers d_model"], tokens: Sequence[int]
+) -> tuple[float, int]:
+    best = read_tokens(lens, stream, tokens).probability.max(dim=0)
+    return float(best.values), int(best.indices) - 1

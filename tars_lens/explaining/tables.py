@@ -1,0 +1,129 @@
+"""All tables of an explanation, each made from the base model and the patches of a run."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import pandas as pd
+
+from tars_lens import stack
+from tars_lens.cache import Advance, silent
+from tars_lens.concept import Concept
+from tars_lens.errors import TarsError
+from tars_lens.explaining.effects import effects_table, interference_table
+from tars_lens.explaining.flows import (
+    attribution_table,
+    depth_table,
+    propagation_tables,
+    texts_table,
+)
+from tars_lens.explaining.known import Known
+from tars_lens.explaining.vectors import null_table, trajectory_table
+from tars_lens.lens import Lens
+from tars_lens.measure.kl import Divergence
+from tars_lens.patch import Patch
+from tars_lens.targeting import TargetingVector, target
+
+logger = logging.getLogger(__name__)
+
+_Tables = Mapping[str, pd.DataFrame]
+
+
+def explain(
+    lens: Lens,
+    concepts: Sequence[Concept],
+    patches: Sequence[Patch],
+    *,
+    probes: pd.DataFrame | None = None,
+    divergence: Divergence | None = None,
+    seed: int = 0,
+    advance: Advance | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Shows what an erasure did: where each concept flows, where it stops, and which edit does it.
+
+    Everything is read off reported probes that the base model knows; nothing is chosen by it. A
+    table that can't be made (of an architecture whose logits don't add up, of a concept without
+    known probes) is left out, with a line in the log.
+
+    Args:
+        lens: The model; whatever patches are on it stay, and don't count.
+        concepts: The cards, in the order of removal.
+        patches: One for each; `after` is with all of them in, but for `edit_effects` and
+            `interference`, where each is in alone.
+        probes: The run's table of probes, which spares the asking.
+        divergence: The run's KL, for its histogram.
+        seed: Of the refinement and of the null.
+        advance: Told of the progress.
+
+    Returns:
+        By name, as `tars-lens report` reads them: texts, propagation, propagation_summary,
+        attribution, edit_effects, interference, depth, kl_histogram, trajectory and null.
+
+    Raises:
+        TarsError: Another number of patches than of concepts, or a patch of another base.
+    """
+    _check(lens, concepts, patches)
+    say = advance or silent
+    with stack.holding(lens, ()):
+        makers = _makers(lens, concepts, patches, probes, divergence, seed)
+        tables: dict[str, pd.DataFrame] = {}
+        for index, (what, make) in enumerate(makers):
+            say(f"explaining: {what}", index, len(makers))
+            try:
+                made = make()
+            except TarsError as error:
+                logger.warning("the explanation goes without %s: %s", what, error)
+                continue
+            tables |= {name: table for name, table in made.items() if len(table)}
+        say("explaining", len(makers), len(makers))
+    return tables
+
+
+def _check(lens: Lens, concepts: Sequence[Concept], patches: Sequence[Patch]) -> None:
+    if len(concepts) != len(patches) or not patches:
+        raise TarsError(
+            f"an explanation needs one patch for each concept, got {len(patches)} for "
+            f"{len(concepts)}: give the patches in the order of the cards."
+        )
+    for patch in patches:
+        stack.check(lens, patch)
+
+
+def _makers(
+    lens: Lens,
+    concepts: Sequence[Concept],
+    patches: Sequence[Patch],
+    probes: pd.DataFrame | None,
+    divergence: Divergence | None,
+    seed: int,
+) -> list[tuple[str, Callable[[], _Tables]]]:
+    """What is made, in this order; what several tables need is made by the first of them."""
+    known: list[Known] = []
+    vectors: dict[str, TargetingVector] = {}
+
+    def prepare() -> _Tables:
+        known.extend(Known.of(lens, concept, probes) for concept in concepts)
+        return {}
+
+    def refine() -> _Tables:
+        for concept in concepts:
+            try:
+                vectors[concept.name] = target(lens, concept, seed=seed)
+            except TarsError as error:  # its detailed prompt doesn't lead to it
+                logger.warning("no targeting vector of %s is shown: %s", concept.name, error)
+        return {"trajectory": trajectory_table(vectors)}
+
+    makers: list[tuple[str, Callable[[], _Tables]]] = [
+        ("what is known", prepare),
+        ("targeting vectors", refine),
+        ("the null", lambda: {"null": null_table(lens, vectors, seed)}),
+        ("texts", lambda: {"texts": texts_table(lens, known, patches)}),
+        ("propagation", lambda: propagation_tables(lens, known, patches, vectors)),
+        ("attribution", lambda: {"attribution": attribution_table(lens, known, patches)}),
+        ("depth", lambda: {"depth": depth_table(lens, known, patches)}),
+        ("edit effects", lambda: {"edit_effects": effects_table(lens, known, patches)}),
+        ("interference", lambda: {"interference": interference_table(lens, known, patches)}),
+    ]
+    if divergence is not None:
+        forms = [form for c in concepts for form in (*c.names, *c.surface_forms)]
+        makers.append(("KL", lambda: {"kl_histogram": divergence.histogram(forms)}))
+    return makers

@@ -1,0 +1,36 @@
+"""The targeting vectors of the removed concepts: how they were refined, and what chance gives."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+
+from tars_lens.lens import Lens
+from tars_lens.measure.spread import cosine_frame
+from tars_lens.ranking import cosines, null_distribution
+from tars_lens.targeting import TargetingVector
+
+
+def trajectory_table(vectors: Mapping[str, TargetingVector]) -> pd.DataFrame:
+    """How the noise refined each vector: concept, step, probability, cosine, angle_degrees."""
+    frames = [vector.to_frame().assign(concept=name) for name, vector in vectors.items()]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def null_table(lens: Lens, vectors: Mapping[str, TargetingVector], seed: int) -> pd.DataFrame:
+    """How all weight vectors' cosines are spread, beside those of random directions.
+
+    Returns:
+        Columns source (a concept, or chance), quantile, cosine, vectors, threshold (the largest
+        cosine to be expected by chance).
+    """
+    if not vectors:
+        return pd.DataFrame()
+    found = cosines(lens, torch.stack([vector.vector for vector in vectors.values()]))
+    null = null_distribution(lens, seed=seed)
+    frames = [
+        cosine_frame(pd.DataFrame({"cosine": values.cpu()}), null.to_frame(), source=name)
+        for name, values in zip(vectors, found.values, strict=True)
+    ]
+    table = pd.concat(frames, ignore_index=True).drop_duplicates(ignore_index=True)
+    return table.assign(threshold=null.threshold)
