@@ -1,6 +1,7 @@
 """A model's name to a `Lens`: loaded, wrapped by TransformerLens, ready to be edited."""
 
 import gc
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,9 @@ from tars_lens.cache import Advance
 from tars_lens.checkpoints import Checkpoint, resolve
 from tars_lens.conversion import quiet_transformers
 from tars_lens.errors import TarsError
+from tars_lens.layout import stored_tensors
 from tars_lens.lens import Lens
+from tars_lens.machines import free_bytes
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -24,6 +27,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "auto",
+    device_map: str | dict[str, int | str] | None = None,
     progress: bool = True,
     advance: Advance | None = None,
 ) -> Lens:
@@ -33,16 +37,23 @@ def load(
         name_or_path: A built-in name, a folder, a `.gguf` file, or a hub id.
         device: Where the weights go.
         dtype: `float32`, `bfloat16` or `float16`; `auto` is the checkpoint's own.
+        device_map: In place of `device`, which layers go on which GPU, as accelerate has it;
+            `auto` spreads them over all GPUs. Weights that it would keep elsewhere between their
+            uses can't be edited, and are refused.
         progress: Show a bar where the model must be fetched or converted, on a terminal.
         advance: Told the progress in place of a bar.
 
     Raises:
-        TarsError: No such model, one that can't be edited, or no such device or dtype.
+        TarsError: No such model, one that can't be edited, no such device or dtype, or too little
+            memory.
     """
     kind, place = _dtype(dtype), _device(device)
     checkpoint = resolve(name_or_path, progress=progress, advance=advance)
+    if device_map is None:
+        check_room(checkpoint, kind, place)
     with quiet_transformers(), _without_collector():
-        model = _model(checkpoint, kind).to(place)
+        model = _model(checkpoint, kind, device_map)
+        model = model.to(place) if device_map is None else model
         tokenizer = _tokenizer(checkpoint)
         bridge = _boot(checkpoint, model, tokenizer)
     return Lens(bridge, tokenizer, name=checkpoint.name, sha256=checkpoint.sha256)
@@ -64,7 +75,33 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _model(checkpoint: Checkpoint, dtype: Any) -> Any:
+def check_room(checkpoint: Checkpoint, dtype: Any, device: torch.device) -> None:
+    """Refuses a model that is larger than the memory that is free.
+
+    Args:
+        checkpoint: The model on disk.
+        dtype: Of its weights once loaded, or `auto`.
+        device: Where they are to go.
+
+    Raises:
+        TarsError: What is needed, what there is, and what would help.
+    """
+    stored = stored_tensors(checkpoint.folder).values()
+    size = sum(
+        tensor.nbytes if dtype == "auto" else math.prod(tensor.shape) * dtype.itemsize
+        for tensor in stored
+    )
+    free = free_bytes(device)
+    if size > free:
+        raise TarsError(
+            f"the weights of {checkpoint.name} take {size / 1e9:,.1f} GB and {device} has "
+            f"{free / 1e9:,.1f} GB free: choose bfloat16 or float16, spread them over several GPUs "
+            "with device_map='auto', or rank the checkpoint on disk (rank_checkpoint), which loads "
+            "nothing. `tars-lens plan` tells what a model needs."
+        )
+
+
+def _model(checkpoint: Checkpoint, dtype: Any, device_map: Any = None) -> Any:
     loader: Any = AutoModelForCausalLM  # whose annotations know nothing of the loading info
     try:
         model, found = loader.from_pretrained(
@@ -75,6 +112,7 @@ def _model(checkpoint: Checkpoint, dtype: Any) -> Any:
             use_safetensors=True,
             attn_implementation="eager",  # which the bridge uses: the same logits, bit for bit
             output_loading_info=True,
+            **({} if device_map is None else {"device_map": device_map}),
         )
     except Exception as error:  # an unknown architecture or a damaged file fails in any way
         raise TarsError(
@@ -86,6 +124,13 @@ def _model(checkpoint: Checkpoint, dtype: Any) -> Any:
         raise TarsError(
             f"the weights in {str(checkpoint.folder)!r} lack {len(missing)} tensors that its "
             f"config.json asks for ({missing[0]}, ...): download or export the model again."
+        )
+    away = next((name for name, p in model.named_parameters() if p.device.type == "meta"), None)
+    if away is not None:
+        raise TarsError(
+            f"{checkpoint.name} doesn't fit on these devices: {away}, among others, would be kept "
+            "off them between its uses, where it can't be edited. Choose bfloat16 or float16, use "
+            "more GPUs, or device='cpu' alone."
         )
     return model
 

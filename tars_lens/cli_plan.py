@@ -1,0 +1,54 @@
+"""`tars-lens plan`: the memory and time of an erasure, from a model's config alone."""
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A folder, a config.json, a hub id, a built-in model, llama-3.1-8b or -70b."
+        ),
+    ],
+    dtype: Annotated[
+        str, typer.Option(help="auto (the config's own), float32, bfloat16 or float16.")
+    ] = "auto",
+    gpus: Annotated[int, typer.Option(help="How many GPUs; 0 for this processor.")] = 0,
+    gpu_memory: Annotated[float, typer.Option(help="Of each GPU, in GB.")] = 80,
+    memory: Annotated[
+        float | None, typer.Option(help="Of the machine, in GB; what is free here by default.")
+    ] = None,
+    concepts: Annotated[int, typer.Option(help="Concepts to remove.")] = 1,
+    kl_tokens: Annotated[int, typer.Option(help="Tokens that the KL is measured on.")] = 25_600,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole plan as JSON.")] = False,
+) -> None:
+    """Tell what an erasure will take before it takes it; refuse (exit 2) what won't fit."""
+    from dataclasses import replace
+
+    from tars_lens import machines
+    from tars_lens.planning import plan as reckon
+
+    machine = machines.gpus(gpus, gpu_memory) if gpus else machines.this_processor()
+    if memory is not None:
+        machine = replace(machine, host_bytes=int(memory * 1e9))
+    found = reckon(model, machine=machine, dtype=dtype, concepts=concepts, kl_tokens=kl_tokens)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+    elif found.fits:
+        shape = found.shape
+        typer.echo(
+            f"{shape.name}: {shape.parameters / 1e9:.2f} billion weights in {found.dtype}, "
+            f"{shape.mlp_vectors:,} MLP weight vectors; on {machine.name}"
+        )
+        for part, size in found.memory.itertuples(index=False):
+            typer.echo(f"  {size / 1e9:9.2f} GB  {part}")
+        free = machine.usable_bytes / 1e9
+        typer.echo(f"  {found.needed_bytes / 1e9:9.2f} GB  in all, of {free:,.1f} GB")
+        for stage, passes, seconds in found.time.itertuples(index=False):
+            said = f", {passes:.0f} passes" if passes else ""
+            typer.echo(f"  {seconds:9.1f} s   {stage}{said}")
+        typer.echo(f"  {found.time['seconds'].sum():9.1f} s   in all")
+    found.check()

@@ -1,0 +1,177 @@
+"""Memory and time of an erasure, told before either is spent: from a model's config alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tars_lens.errors import TarsError
+from tars_lens.machines import Machine, this_processor
+from tars_lens.shapes import Shape
+
+SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+WINDOW = 256
+"""Tokens in one of the passes that times are counted in."""
+
+PASSES = {
+    "statistics of plain text, once a model": 64.0,
+    "study and choice of edits, a concept": 30.0,
+    "probes before and after, a concept": 32.0,
+}
+"""Forward passes of a window that each stage takes, from benchmarks/erase_stages.py (SmolLM2-135M).
+
+The statistics are of 64 windows; the choice runs only the layers after the first edit.
+"""
+
+_KL_WINDOWS = 2.0  # passes a window: base and edited model; the layers they share are run once
+_BATCH = 4  # windows that run side by side in the KL and the statistics
+_IMPORTS = 500_000_000
+_KEPT_LAYERS = 3  # whose covariance is kept, and that of the unembedding beside them
+_SOLVES = 2  # float32 copies of a covariance while a linear system is solved
+_LOGITS = 64_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an erasure will take.
+
+    Attributes:
+        shape: The model.
+        machine: Where it is to run.
+        dtype: Of the weights.
+        memory: One row a part: part, bytes.
+        time: One row a stage: stage, passes (forward passes of 256 tokens), seconds.
+    """
+
+    shape: Shape
+    machine: Machine
+    dtype: str
+    memory: pd.DataFrame
+    time: pd.DataFrame
+
+    @property
+    def needed_bytes(self) -> int:
+        """All parts together."""
+        return int(self.memory["bytes"].sum())
+
+    @property
+    def fits(self) -> bool:
+        """Whether it all has room where it is to run."""
+        return self.needed_bytes <= self.machine.usable_bytes
+
+    def check(self) -> None:
+        """Refuses what won't fit.
+
+        Raises:
+            TarsError: What is needed, what there is, and what would help.
+        """
+        if not self.fits:
+            raise TarsError(
+                does_not_fit(self.shape.name, self.needed_bytes, self.machine, self.dtype)
+            )
+
+    def to_frame(self) -> pd.DataFrame:
+        """model, dtype, machine, parameters, needed_bytes, usable_bytes, fits and seconds."""
+        line = {
+            "model": self.shape.name,
+            "dtype": self.dtype,
+            "machine": self.machine.name,
+            "parameters": self.shape.parameters,
+            "needed_bytes": self.needed_bytes,
+            "usable_bytes": self.machine.usable_bytes,
+            "fits": self.fits,
+            "seconds": float(self.time["seconds"].sum()),
+        }
+        return pd.DataFrame([line])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        (line,) = self.to_frame().to_dict("records")
+        return {
+            **line,
+            "memory": self.memory.to_dict("records"),
+            "time": self.time.to_dict("records"),
+        }
+
+
+def plan(
+    model: str | Path | Shape,
+    *,
+    machine: Machine | None = None,
+    dtype: str = "auto",
+    concepts: int = 1,
+    kl_tokens: int = 25_600,
+) -> Plan:
+    """Reckons what removing concepts from a model will take.
+
+    Args:
+        model: A folder, `config.json`, hub id, built-in or known name, or a shape.
+        machine: Where it is to run; this machine's processor where not given.
+        dtype: Of the weights; `auto` is the config's own.
+        concepts: How many are removed.
+        kl_tokens: How much text the KL is measured on.
+
+    Raises:
+        TarsError: No such config, an unknown dtype, or nothing to do.
+    """
+    shape = model if isinstance(model, Shape) else Shape.of(model)
+    kind = (shape.dtype if dtype == "auto" else dtype).removeprefix("torch.")
+    if kind not in SIZES:
+        raise TarsError(f"no dtype {kind!r}: choose one of auto, {', '.join(SIZES)}.")
+    if concepts < 1 or kl_tokens < 0:
+        raise TarsError(
+            f"a plan needs at least 1 concept and 0 tokens, got {concepts} and {kl_tokens}."
+        )
+    where = machine or this_processor()
+    return Plan(
+        shape=shape,
+        machine=where,
+        dtype=kind,
+        memory=_memory(shape, where, SIZES[kind], kl_tokens),
+        time=_time(shape, where, SIZES[kind], concepts, kl_tokens),
+    )
+
+
+def does_not_fit(name: str, needed: int, machine: Machine, dtype: str) -> str:
+    """What is said of a model that is too large."""
+    halved = " Weights in bfloat16 (--dtype bfloat16) take half." if dtype == "float32" else ""
+    return (
+        f"{name} in {dtype} needs {needed / 1e9:,.1f} GB, and {machine.name} has "
+        f"{machine.usable_bytes / 1e9:,.1f} GB free.{halved} More GPUs, or some of the weights on "
+        "the host (--device-map auto), make room as well."
+    )
+
+
+def _memory(shape: Shape, machine: Machine, size: int, kl_tokens: int) -> pd.DataFrame:
+    tokens = _BATCH * WINDOW
+    covariance = 4 * shape.d_model**2
+    parts = {
+        "weights": shape.parameters * size,
+        "covariances": (_KEPT_LAYERS + 1 + _SOLVES) * covariance,
+        "neuron statistics": 4 * shape.layers * shape.d_mlp,
+        "activations of one layer": tokens * (shape.roles * shape.d_mlp + 8 * shape.d_model) * size,
+        "attention of one layer": 3 * _BATCH * shape.heads * WINDOW**2 * 4,
+        "base stream of the KL": kl_tokens * shape.d_model * size,
+        "logits of a slice": _LOGITS + 64 * 4 * shape.d_vocab,
+    }
+    if not machine.devices:  # on GPUs the libraries lie in the host's memory
+        parts["libraries"] = _IMPORTS
+    return pd.DataFrame({"part": list(parts), "bytes": list(parts.values())})
+
+
+def _time(shape: Shape, machine: Machine, size: int, concepts: int, kl_tokens: int) -> pd.DataFrame:
+    """Compute or reading, whichever takes longer; of several GPUs one works at a time."""
+    compute = 2 * shape.parameters * WINDOW / machine.flops
+    reading = shape.parameters * size / machine.read_bytes
+    one = max(compute, reading)
+    rows = [("loading from disk", 0.0, shape.parameters * size / machine.disk_bytes)]
+    for stage, passes in PASSES.items():
+        times = concepts if stage.endswith("a concept") else 1
+        rows.append((stage, passes * times, passes * times * one))
+    passes = _KL_WINDOWS * kl_tokens / WINDOW
+    rows.append(("KL on plain text", passes, passes * one))
+    mlp_bytes = shape.mlp_vectors * shape.d_model * size
+    rows.append(("ranking all weight vectors", 0.0, mlp_bytes / machine.read_bytes))
+    return pd.DataFrame(rows, columns=["stage", "passes", "seconds"])
