@@ -67,6 +67,11 @@ def answer_probabilities(
     return Answers(probability, tuple(top))
 
 
+def runs_needed(lens: Lens, answers: Sequence[Iterable[str]]) -> int:
+    """How many sequences `answer_probabilities` reads for probes with these surface forms."""
+    return sum(len(_rows(0, [0], text_forms(lens, texts))) for texts in answers)
+
+
 class _Row(NamedTuple):
     """One run: a prompt with the longest part of some forms that has to be read."""
 

@@ -1,0 +1,190 @@
+"""`make_card`: a name in, a card out, with an account of where it comes from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tars_lens.cache import Advance, silent
+from tars_lens.card_making.choosing import Chosen, Kept, choose, dealt
+from tars_lens.card_making.kin import neighbours
+from tars_lens.card_making.sentences import Cut, forward_cuts, reverse_cuts, sentences_of
+from tars_lens.card_making.talking import talk
+from tars_lens.card_making.writing import toml_text
+from tars_lens.concept import Concept, forms_in
+from tars_lens.corpus import Corpus
+from tars_lens.errors import TarsError
+from tars_lens.lens import Lens
+
+FEWEST_SENTENCES = 12
+"""With fewer sentences in the corpus, the model's own text serves as well."""
+
+_OPENINGS = 16
+_KIN = 5
+_KIN_OPENINGS = 5
+_FORWARD = (7, 4, 8)  # for the vector, for validation, for report
+_REVERSE = (0, 4, 8)
+_NEIGHBOUR = (4, 5, 8)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A card that was made, and what was dropped on the way.
+
+    Attributes:
+        table: The card, as `Concept.from_dict` takes it.
+        notes: One line each: sources, counts, what was dropped.
+        dropped: Counts by name.
+    """
+
+    table: dict[str, Any]
+    notes: tuple[str, ...]
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def concept(self) -> Concept:
+        """The card."""
+        return Concept.from_dict(self.table, where="the card that was made")
+
+    def to_toml(self) -> str:
+        """The card as a person would write it, with the notes as comments."""
+        return toml_text(self.table, self.notes)
+
+
+def make_card(lens: Lens, name: str, corpus: Corpus, *, advance: Advance | None = None) -> Draft:
+    """Makes a card for a name, from a corpus and from what the model says.
+
+    Args:
+        lens: The base model, which decides what is known.
+        name: The concept's name, in the spelling that a text would use.
+        corpus: Where it may be mentioned.
+        advance: Told of the progress.
+
+    Raises:
+        TarsError: An empty name, or no prompt at all that leads the model to it.
+    """
+    say = advance or silent
+    name = " ".join(name.split())
+    if not name:
+        raise TarsError("a card needs a name: tars-lens card 'Marie Curie'.")
+    names = _names(name)
+    say("reading the corpus", 0, 4)
+    found = list(sentences_of(corpus.documents, names))
+    own = len(found) < FEWEST_SENTENCES
+    say("listening to the model", 1, 4)
+    said = list(sentences_of(talk(lens, [name], openings=_OPENINGS), names)) if own else []
+    sentences = [*found, *(s for s in said if s not in found)]
+    say("finding its neighbours", 2, 4)
+    kin = neighbours(lens, name, names, sentences, _KIN)
+    substitute = kin[0] if kin else ""
+    say("asking the model", 3, 4)
+    forward = choose(lens, [c for s in sentences for c in forward_cuts(s, name, names)], names)
+    reverse = choose(
+        lens,
+        [c for s in sentences for c in reverse_cuts(s, names)],
+        names=names,
+        substitute=substitute,
+    )
+    near = choose(lens, _near_cuts(lens, corpus, kin, names))
+    say("asking the model", 4, 4)
+    if not forward.kept:
+        raise TarsError(
+            f"nothing leads {lens.name} to {name!r}: {forward.unknown} prompts were tried, cut "
+            f"from {len(found)} sentences of {corpus.name} and {len(said)} of the model's own. It "
+            "may not know it; else give a corpus that tells of it (--corpus), or write a card."
+        )
+    table = _table(name, names, substitute, forward.kept, reverse.kept, near.kept)
+    notes = _notes(lens, corpus, len(found), len(said), kin, (forward, reverse, near))
+    dropped = {
+        "unknown_forward": forward.unknown,
+        "unknown_reverse": reverse.unknown,
+        "set_phrases": reverse.set_phrases,
+        "unknown_neighbour": near.unknown,
+    }
+    return Draft(table, notes, dropped)
+
+
+def _names(name: str) -> tuple[str, ...]:
+    """The name, and its last word where that is a name by itself ("Curie")."""
+    words = name.split()
+    last = words[-1]
+    alone = len(words) > 1 and last[0].isupper() and len(last) > 3
+    return (name, last) if alone else (name,)
+
+
+def _near_cuts(lens: Lens, corpus: Corpus, kin: Sequence[str], names: Sequence[str]) -> list[Cut]:
+    """Prompts about the neighbours that neither name the concept nor answer with it."""
+    texts = talk(lens, kin, openings=_KIN_OPENINGS) if kin else []
+    cuts = []
+    for one in kin:
+        for sentence in sentences_of([*corpus.documents[:200], *texts], [one]):
+            if not forms_in(sentence, names):
+                cuts += reverse_cuts(sentence, [one])[:2]
+            if len(cuts) > 200:
+                return cuts
+    return cuts
+
+
+def _table(
+    name: str,
+    names: Sequence[str],
+    substitute: str,
+    forward: Sequence[Kept],
+    reverse: Sequence[Kept],
+    near: Sequence[Kept],
+) -> dict[str, Any]:
+    """The card; the best known prompt of all is the one that the vector is made from."""
+    vector, chosen_on, reported = dealt(forward, _FORWARD)
+    _, reverse_chosen, reverse_reported = dealt(reverse, (1, *_REVERSE[1:]))
+    contrast, near_chosen, near_reported = dealt(near, _NEIGHBOUR)
+    table: dict[str, Any] = {"name": name, "answer": name}
+    if len(names) > 1:
+        table["aliases"] = list(names[1:])
+    table["names"] = list(names)
+    if substitute:
+        table["substitute"] = substitute
+    table["prompt"] = vector[0].cut.prompt
+    table["prompts"] = [one.cut.prompt for one in vector[1:]]
+    table["contrast"] = _pairs(contrast)
+    for split, rows in (
+        ("validation", (chosen_on, reverse_chosen, near_chosen)),
+        ("probes", (reported, reverse_reported, near_reported)),
+    ):
+        table[split] = {
+            "forward": [one.cut.prompt for one in rows[0]],
+            "reverse": _pairs(rows[1]),
+            "neighbour": _pairs(rows[2]),
+        }
+    return table
+
+
+def _pairs(kept: Sequence[Kept]) -> list[dict[str, str]]:
+    return [{"prompt": one.cut.prompt, "answer": one.cut.answer} for one in kept]
+
+
+def _notes(
+    lens: Lens,
+    corpus: Corpus,
+    found: int,
+    said: int,
+    kin: Sequence[str],
+    chosen: tuple[Chosen, Chosen, Chosen],
+) -> tuple[str, ...]:
+    forward, reverse, near = chosen
+    notes = [
+        f"Made for {lens.name} from {found} sentences of {corpus.name}"
+        + (f" and {said} of the model's own greedy text." if said else "."),
+    ]
+    if said:
+        notes.append(
+            "The corpus says little of it, so the model's own words serve: they are what it "
+            "believes, true or not."
+        )
+    notes += [
+        f"Forward: {len(forward.kept)} known, {forward.unknown} dropped as unknown to the model.",
+        f"Reverse: {len(reverse.kept)} known, {reverse.unknown} dropped as unknown, "
+        f"{reverse.set_phrases} as set phrases that need no concept.",
+        f"Neighbours: {', '.join(kin) or 'none found'}; {len(near.kept)} prompts known, "
+        f"{near.unknown} dropped.",
+        "No sentence stands in two of: prompts, validation, probes. Mend what reads badly.",
+    ]
+    return tuple(notes)

@@ -1,0 +1,125 @@
+"""`tars-lens evaluate`: the whole battery on patches, or on any pair of checkpoints."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tars_lens.errors import TarsError
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+
+
+def evaluate(
+    patches: Annotated[
+        list[Path] | None, typer.Argument(help="Patch files (.safetensors), in order.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="The base: a built-in name, a hub id or a folder.")
+    ] = "smollm2-135m",
+    edited: Annotated[
+        str | None, typer.Option(help="An edited checkpoint instead of patches, however made.")
+    ] = None,
+    concept: Annotated[
+        list[str] | None,
+        typer.Option(help="A built-in card or a path. Default: the cards in the patches."),
+    ] = None,
+    suite: Annotated[str, typer.Option(help="quick (minutes) or full.")] = "quick",
+    out: Annotated[Path, typer.Option(help="Where figures and tables go.")] = Path("runs/evaluate"),
+    seed: Annotated[int, typer.Option(help="Of controls, fine-tuning and intervals.")] = 0,
+    corpus: Annotated[
+        str | None, typer.Option(help="Plain text; see erase. Default: a sample of Wikipedia.")
+    ] = None,
+    fail_under: Annotated[
+        float | None, typer.Option(help="Exit 1 where the verdict is below this (0 to 1).")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    controls: Annotated[bool, typer.Option(help="Measure the controls as well.")] = True,
+    lm_eval: Annotated[
+        str | None, typer.Option(help="Tasks of lm-eval-harness, by commas (an extra).")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Take patches of another base.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Examine an edited model: is the concept gone or hidden, what else went, what comes back."""
+    _check(patches, edited, fail_under)
+    from tars_lens.evaluation.suites import suite_called
+    from tars_lens.files import results_folder
+    from tars_lens.report.progress import progress
+
+    sizes = suite_called(suite)
+    with results_folder(out):
+        with progress(quiet=quiet) as advance:
+            advance(f"loading {model}", 0, 1)
+            from tars_lens.corpus import load_corpus
+            from tars_lens.evaluation.battery import evaluate as run
+            from tars_lens.evaluation.lm_harness import harness, harness_tasks
+
+            tasks = [task.strip() for task in lm_eval.split(",")] if lm_eval else []
+            if tasks:
+                harness()
+            lens, subject, cards = _loaded(model, edited, patches or [], concept, force, advance)
+            found = run(
+                lens,
+                subject,
+                cards,
+                suite=sizes,
+                seed=seed,
+                corpus=load_corpus(corpus, advance=advance),
+                with_controls=controls,
+                keep=out / "parts",
+                resume=resume,
+                advance=advance,
+            )
+        written = list(found.save(out))
+        if tasks:
+            from tars_lens.evaluation.storing import write_table
+
+            write_table(out / "lm_eval.csv", harness_tasks(lens, subject, tasks, seed=seed))
+            written.append("lm_eval.csv")
+    if not quiet:
+        from tars_lens.cli import _console
+        from tars_lens.evaluation.summary import print_summary
+
+        print_summary(found.report, _console())
+        _console().print(f"Written to {out}: {', '.join(written)}.", markup=False, soft_wrap=True)
+    if fail_under is not None and (found.score is None or found.score < fail_under):
+        said = "no score" if found.score is None else f"{found.score:.3f}"
+        typer.echo(f"the verdict is {said}, below --fail-under {fail_under}", err=True)
+        raise typer.Exit(1)
+
+
+def _check(patches: list[Path] | None, edited: str | None, fail_under: float | None) -> None:
+    if bool(patches) == (edited is not None):
+        raise TarsError(
+            "give patch files, or a checkpoint to compare with its base (--edited FOLDER): one of "
+            "the two."
+        )
+    if fail_under is not None and not 0 <= fail_under <= 1:
+        raise TarsError(f"--fail-under must be from 0 to 1, got {fail_under}.")
+
+
+def _loaded(
+    model: str,
+    edited: str | None,
+    files: list[Path],
+    names: list[str] | None,
+    force: bool,
+    advance: Any,
+) -> tuple[Any, Any, list[Any]]:
+    """The base, the subject and the cards."""
+    from tars_lens.concept import Concept
+    from tars_lens.evaluation.subject import checkpoint, patched
+    from tars_lens.loading import load
+    from tars_lens.patch import Patch
+
+    patches = [Patch.load(file) for file in files]
+    cards = [Concept.load(name) for name in names or []]
+    if not cards:
+        cards = [Concept.from_dict(c, where=p.label) for p in patches for c in p.concepts]
+    if not cards:
+        raise TarsError("which concept was removed? Name its card: --concept saturn.")
+    lens = load(model, advance=advance)
+    if edited is None:
+        return lens, patched(lens, patches, force=force), cards
+    return lens, checkpoint(lens, load(edited, advance=advance)), cards

@@ -1,0 +1,1 @@
+"""One module a measure, or a family of measures that differ in what they ask alone."""

@@ -1,0 +1,95 @@
+"""An evaluation as a person reads it in a terminal."""
+
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from tars_lens.evaluation.subject import BLOCKED
+from tars_lens.evaluation.verdict import PARTS
+
+_NONE = "-"
+
+
+def summary(report: dict[str, Any]) -> RenderableType:
+    """Headlines of the result with their intervals, the controls beside them, and the verdicts."""
+    subjects = list(report["verdicts"])
+    heading = Text.assemble(
+        (", ".join(report["concepts"]), "bold"),
+        f" in {report['model']['name']}: suite {report['suite']['name']}, seed {report['seed']}",
+    )
+    notes = [Text(line) for line in _notes(report)]
+    return Group(heading, Text(), _measures(report, subjects), _verdicts(report), *notes)
+
+
+def print_summary(report: dict[str, Any], console: Console) -> None:
+    """Prints `summary`, with a blank line before."""
+    console.print()
+    console.print(summary(report), soft_wrap=not console.is_terminal)
+
+
+def _measures(report: dict[str, Any], subjects: list[str]) -> Table:
+    table = Table(title="What each measure found; + and - say which way is good")
+    table.add_column("measure")
+    for subject in subjects:
+        table.add_column(escape(subject), justify="right")
+    table.add_column(f"95 % interval of {escape(subjects[0])}", justify="right")
+    for name, measure in report["measures"].items():
+        cells = [_number(measure.get(subject, {}).get("value")) for subject in subjects]
+        interval = measure.get(subjects[0], {}).get("interval")
+        said = f"{_number(interval[0])} to {_number(interval[1])}" if interval else _NONE
+        sign = "+" if measure["better"] == "high" else "-"
+        table.add_row(f"{name} ({sign})", *cells, said)
+    return table
+
+
+def _verdicts(report: dict[str, Any]) -> Table:
+    table = Table(title="The verdict: the harmonic mean of its parts")
+    table.add_column("subject")
+    for title in ("score", *PARTS):
+        table.add_column(title, justify="right")
+    for subject, found in report["verdicts"].items():
+        score = f"{_number(found['score'])}{'' if 'fluency' in found['parts'] else ' (of three)'}"
+        table.add_row(escape(subject), score, *(_number(found[part]) for part in PARTS))
+    return table
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    """What a reader must know beside the figures."""
+    found = []
+    for name, measure in report["measures"].items():
+        edited = measure.get(report["subject"]["name"], {})
+        if edited.get("value") is None:
+            found.append(f"! {name}: nothing to measure (known {edited.get('known', 0)}).")
+    ours = report["subject"]["name"]
+    forward = report["measures"].get("forward", {}).get(ours, {})
+    reverse = report["measures"].get("reverse", {}).get(ours, {})
+    if forward and reverse:
+        found.append(
+            f"Known to the base: {forward.get('known')} of {forward.get('n')} forward and "
+            f"{reverse.get('known')} of {reverse.get('n')} reverse probes "
+            f"({reverse.get('set_phrases')} set phrases left out)."
+        )
+    if BLOCKED in report["verdicts"]:
+        found += _beaten(report)
+    return found
+
+
+def _beaten(report: dict[str, Any]) -> list[str]:
+    """Where the edit only hides the word as well as blocking its token does."""
+    found = []
+    for name in ("reverse", "alias", "logit_lens"):
+        measure = report["measures"].get(name, {})
+        ours = measure.get(report["subject"]["name"], {}).get("value")
+        theirs = measure.get(BLOCKED, {}).get("value")
+        if ours is not None and theirs is not None and ours >= theirs:
+            found.append(f"! {name}: no better than blocking the token ({_number(ours)}).")
+    return found
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return _NONE
+    return f"{value:.2g}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
