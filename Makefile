@@ -11,7 +11,7 @@ offline = HF_HUB_OFFLINE=1
 # the oldest supported TransformerLens, and the only supported line that has HookedTransformer
 TL3 = 3.9.0
 
-.PHONY: setup demo test test-tl3 bench clean
+.PHONY: setup demo test test-tl3 bench paper clean
 
 setup: .venv/.stamp
 
@@ -33,8 +33,17 @@ bench: setup
 	for name in loading ranking paired_kl memory erase_stages; do \
 		.venv/bin/python benchmarks/$$name.py --out runs/bench/$$name.csv || exit 1; echo; done
 
+# a paper's tables and figures, into analyses/out; `make paper MODEL=path` for another model
+MODEL = smollm2-135m
+OPTIONS =
+ANALYSES = edits_curve both_directions languages five_concepts propagation neurons
+
+paper: setup
+	for name in $(ANALYSES); do \
+		.venv/bin/python analyses/$$name.py --model $(MODEL) $(OPTIONS) || exit 1; done
+
 clean:
-	rm -rf .venv .venv-tl3 .mypy_cache .pytest_cache .ruff_cache build dist runs
+	rm -rf .venv .venv-tl3 .mypy_cache .pytest_cache .ruff_cache build dist runs analyses/out
 
 .venv/.stamp: pyproject.toml constraints.txt
 	$(call new_environment,.venv)

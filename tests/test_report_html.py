@@ -154,8 +154,8 @@ def test_the_page_holds_all_that_a_run_has_in_under_three_megabytes(whole):
     ]
     links = {a["href"] for a in page.all("a")}
     assert links == {f"#{name}" for name in sections}
-    # 5 of probes, 6 of 8 maps, and one each of ten more
-    assert len(page.all("figure")) == len(page.all("svg")) == 21
+    # 5 of probes, 8 maps, and one each of ten more
+    assert len(page.all("figure")) == len(page.all("svg")) == 23
     # the bias after the last layer counts, which a layer read as text would hide
     assert "sum of n = 62 parts" in page.words
     assert "davies2024targeted" in page.words and "torch2.13.0" in page.words.replace(" ", "")

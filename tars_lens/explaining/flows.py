@@ -64,7 +64,8 @@ def propagation_tables(
         kind and answer; `prompt` counts through all concepts.
     """
     merged = merge(patches)
-    maps, sums = [], []
+    maps: list[pd.DataFrame] = []
+    sums: list[pd.DataFrame] = []
     for index, (of, kind, probe) in enumerate(_to_follow(known)):
         vector = vectors.get(of.concept.name) if kind == "forward" else None
         wanted = of.wanted(lens, kind, probe)

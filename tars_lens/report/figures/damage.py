@@ -106,7 +106,8 @@ def kl_by_concepts(frame: pd.DataFrame, axes: Any) -> Any:
         if rows.empty:
             nothing(panel, f"no {title} was compared")
             continue
-        for name, style in zip(_GROWTH, SERIES, strict=False):
+        for index, name in enumerate(_GROWTH):
+            style: Any = SERIES[index]
             panel.plot(rows["removed"], rows[name].clip(lower=_LEAST), label=name, **style)
         panel.set_yscale("log")
         plain_logarithm(panel.yaxis)

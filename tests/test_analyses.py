@@ -1,0 +1,110 @@
+"""Each analysis on a tiny model: its files, its manifest, and the same bytes when run twice."""
+
+import hashlib
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tiny_concept import world
+
+from tars_lens.errors import TarsError
+
+_ANALYSES = Path(__file__).parents[1] / "analyses"
+_SHARED = ("common", "edits_curve", "both_directions", "five_concepts", "propagation", "neurons")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """One folder for all: the erasure in it is made once."""
+    return tmp_path_factory.mktemp("analyses")
+
+
+@pytest.fixture
+def run(monkeypatch, out):
+    """Runs a script's `main` in quick form on the tiny world; gives the folder."""
+    monkeypatch.syspath_prepend(str(_ANALYSES))
+    monkeypatch.setenv("TARS_LENS_CACHE", str(world().cache))
+
+    def go(script, *options, folder=out, cards=None):
+        place = world()
+        argv = [
+            *(cards or (place.card, place.other)),
+            "--model",
+            place.model,
+            "--corpus",
+            place.corpus,
+        ]
+        # the abstract's method with its fewest edits: the fastest, and how it runs is what counts
+        argv += ["--method", "paper", "--quick", "--out", folder, *options]
+        importlib.import_module(script).main(list(map(str, argv)))
+        return folder
+
+    yield go
+    for name in (*_SHARED, "languages"):
+        sys.modules.pop(name, None)
+
+
+def _checked(folder, script):
+    """The manifest, once every file is as it says and nothing else of the script is there."""
+    manifest = json.loads((folder / f"{script}.json").read_text())
+    there = {p.name for p in folder.glob(f"{script}*") if p.suffix != ".json"}
+    assert set(manifest["files"]) == there
+    for name, sha256 in manifest["files"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == sha256
+    pdfs = [folder / name for name in there if name.endswith(".pdf")]
+    assert pdfs and all(b"CreationDate" not in pdf.read_bytes() for pdf in pdfs)
+    assert all(pdf.with_suffix(".png").is_file() for pdf in pdfs)
+    return manifest
+
+
+def test_the_curve_begins_at_the_base_and_counts_the_vectors(run):
+    folder = run("edits_curve", "--counts", 1, 3)
+    table = pd.read_csv(folder / "edits_curve.csv")
+    for _, rows in table.groupby("concept"):
+        assert list(rows["edits"]) == [0, 1, 3]
+        assert rows["plain_kl"].iloc[0] == 0 and (rows["plain_kl"].iloc[1:] > 0).all()
+        assert rows["neighbours_kept"].iloc[0] == 1 and (rows["forward_known"] == 3).all()
+        assert rows["forward_worst"].nunique() > 1
+    manifest = _checked(folder, "edits_curve")
+    assert manifest["seed"] == 0 and manifest["quick"] is True
+    assert manifest["command"].startswith("python analyses/edits_curve.py ")
+    assert len(manifest["model"]["sha256"]) == 64
+    assert {"torch", "pandas", "python"} < set(manifest["versions"])
+
+
+@pytest.mark.parametrize("script", ["both_directions", "languages", "propagation", "neurons"])
+def test_a_script_writes_what_its_manifest_says(run, script):
+    folder = run(script)
+    manifest = _checked(folder, script)
+    for name in manifest["files"]:
+        if name.endswith(".csv"):
+            assert len(pd.read_csv(folder / name))
+
+
+def test_five_concepts_tells_the_kl_after_each(run):
+    folder = run("five_concepts")
+    _checked(folder, "five_concepts")
+    table = pd.read_csv(folder / "five_concepts.csv")
+    assert list(table["removed"]) == [1, 1, 2, 2]
+    whole = table[table["text"] == "all"]
+    assert whole["tokens"].nunique() == 1
+    counts = pd.read_csv(folder / "five_concepts_histogram.csv")
+    assert counts["count"].sum() == whole["tokens"].iloc[-1]
+    matrix = pd.read_csv(folder / "five_concepts_interference.csv")
+    assert len(matrix) == 4
+
+
+def test_the_same_command_gives_the_same_bytes(run, tmp_path, out):
+    digests = []
+    for folder in (tmp_path / "a", tmp_path / "b"):  # nothing is kept from the one to the other
+        run("both_directions", folder=folder)
+        digests.append({p.name: p.read_bytes() for p in folder.glob("*.*") if p.suffix != ".json"})
+    assert digests[0] == digests[1] and len(digests[0]) == 6
+
+
+def test_a_wrong_card_is_one_message(run):
+    with pytest.raises(TarsError, match="unknown concept 'satrun'"):
+        run("languages", cards=["satrun"])
