@@ -10,7 +10,18 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from tars_lens import cli_chat, cli_inspect, cli_neuron, cli_patch, cli_report
+from tars_lens import (
+    cli_card,
+    cli_chat,
+    cli_evaluate,
+    cli_inspect,
+    cli_neuron,
+    cli_patch,
+    cli_plan,
+    cli_report,
+    cli_search,
+    cli_sweep,
+)
 from tars_lens.errors import TarsError, unknown
 
 app = typer.Typer(
@@ -22,8 +33,13 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_patch.app, name="patch")
+app.command()(cli_card.card)
+app.command()(cli_evaluate.evaluate)
 app.command()(cli_inspect.inspect)
 app.command()(cli_report.report)
+app.command()(cli_plan.plan)
+app.command()(cli_sweep.sweep)
+app.command()(cli_search.search)
 
 DEFAULT_MODEL = "smollm2-135m"
 
