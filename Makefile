@@ -11,7 +11,7 @@ offline = HF_HUB_OFFLINE=1
 # the oldest supported TransformerLens, and the only supported line that has HookedTransformer
 TL3 = 3.9.0
 
-.PHONY: setup demo test test-tl3 bench paper clean
+.PHONY: setup demo test test-tl3 bench bench-8b paper clean
 
 setup: .venv/.stamp
 
@@ -30,7 +30,7 @@ test-tl3: .venv-tl3/.stamp
 
 # some minutes each, on SmolLM2-135M; the tables go to runs/bench too
 bench: setup
-	for name in loading ranking paired_kl memory erase_stages; do \
+	for name in loading ranking paired_kl memory erase_stages scaling; do \
 		.venv/bin/python benchmarks/$$name.py --out runs/bench/$$name.csv || exit 1; echo; done
 
 # a paper's tables and figures, into analyses/out; `make paper MODEL=path` for another model
@@ -41,6 +41,10 @@ ANALYSES = edits_curve both_directions languages five_concepts propagation neuro
 paper: setup
 	for name in $(ANALYSES); do \
 		.venv/bin/python analyses/$$name.py --model $(MODEL) $(OPTIONS) || exit 1; done
+
+# 22 GB of disk for a while: random weights in the shape of Llama 3.1 8B
+bench-8b: setup
+	.venv/bin/python benchmarks/llama8b_shape.py --out runs/bench/llama8b_shape.csv
 
 clean:
 	rm -rf .venv .venv-tl3 .mypy_cache .pytest_cache .ruff_cache build dist runs analyses/out

@@ -32,17 +32,22 @@ def arguments(
     return parser
 
 
-def interleaved(cases: Mapping[str, Case], repeats: int) -> dict[str, float]:
+def interleaved(
+    cases: Mapping[str, Case], repeats: int, *, before: Case | None = None
+) -> dict[str, float]:
     """Median seconds of each case, after one warm-up, the cases taking turns.
 
-    Taking turns spreads whatever else the machine does over all cases alike.
+    Taking turns spreads whatever else the machine does over all cases alike. With `before`, which
+    is called ahead of each run and not timed, there is no warm-up.
     """
-    for run in cases.values():
+    for run in () if before is not None else cases.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, run in cases.items():
             gc.collect()
+            if before is not None:
+                before()
             started = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - started)

@@ -76,6 +76,13 @@ def erase(
     max_kl: Annotated[
         float, typer.Option(help="Mean KL on plain validation text that a concept may cost.")
     ] = 0.001,
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="Where the weights go: cpu, cuda, cuda:1.")] = "cpu",
+    device_map: Annotated[
+        str | None, typer.Option(help="auto: spread the layers over all GPUs, as accelerate does.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Remove concepts one after another, with proof of what changed and what it cost."""
@@ -106,7 +113,8 @@ def erase(
             from tars_lens.erasure import erase as run
             from tars_lens.loading import load
 
-            lens = load(model, advance=advance)  # first: a wrong name is cheaper than a download
+            # first: a wrong name is cheaper than a download
+            lens = load(model, dtype=dtype, device=device, device_map=device_map, advance=advance)
             text = load_corpus(corpus, advance=advance)
             advance(f"loading {model}", 1, 1)
             erasure = run(

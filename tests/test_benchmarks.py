@@ -94,3 +94,23 @@ def _check(printed, table, reference):
     assert reference in printed and "ratio" in printed and _MACHINE in printed
     ratios = table.set_index("case")["ratio"]
     assert ratios[reference] == 1.0 and (ratios > 0).all()
+
+
+def test_llama8b_shape(run):
+    printed, table = run("llama8b_shape", "--repeats", 1, "--shards", 3)
+    assert "out of the system's cache" not in printed and _MACHINE in printed
+    for measure, part in table.groupby("measure", sort=False):
+        assert part["ratio"].iloc[0] == 1.0 and (part["ratio"] > 0).all(), measure
+    assert table["measure"].iloc[-1] == "export, 2 of 3 shards linked"
+    assert table["case"].str.contains("norms known").sum() == 2
+
+
+def test_scaling(run):
+    options = ["--repeats", 2, "--widths", 64, 128, "--layers", 1, 4, "--vectors", 1, 8]
+    concepts = ["--concepts", world().card, world().other, "--corpus", world().corpus]
+    printed, table = run("scaling", *options, *concepts, "--workers", 1)
+    assert "exponent" in printed and _MACHINE in printed
+    assert set(table["axis"]) == {"d_model", "layers", "vectors", "workers"}
+    exponents = table.groupby(["axis", "measure"])["exponent"].first()
+    assert 0.2 < exponents["layers", "one pass"] < 1.5
+    assert (table.groupby(["axis", "measure"])["ratio"].first() == 1).all()
