@@ -1,0 +1,107 @@
+"""A card from a name: what is cut, what is kept, and that what is written can be read."""
+
+import re
+
+import pytest
+from tiny_concept import world
+
+from tars_lens.card_making import choosing, make_card, sentences
+from tars_lens.card_making.writing import toml_text
+from tars_lens.concept import Concept
+from tars_lens.corpus import Corpus, load_corpus
+from tars_lens.errors import TarsError
+from tars_lens.loading import load
+
+TEXT = (
+    "Saturn is the sixth planet from the Sun and has bright rings. Nobody said so. "
+    "In 1655 Christiaan Huygens discovered Titan, the largest moon of Saturn.\n"
+    "The rings of Saturn were seen by Galileo in 1610."
+)
+
+
+def test_sentences_that_name_the_concept_are_found_once():
+    found = list(sentences.sentences_of([TEXT, TEXT, "Nothing here."], ["Saturn"]))
+    assert [s.split()[0] for s in found] == ["Saturn", "In", "The"]
+    assert "Nobody" not in " ".join(found)
+
+
+def test_forward_cuts_end_before_the_name_and_never_contain_it():
+    first, second, third = sentences.sentences_of([TEXT], ["Saturn"])
+    prompts = [c.prompt for c in sentences.forward_cuts(first, "Saturn", ["Saturn"])]
+    assert "The sixth planet from the Sun and has bright rings is called" in prompts
+    assert [c.prompt for c in sentences.forward_cuts(second, "Saturn", ["Saturn"])] == [
+        "In 1655 Christiaan Huygens discovered Titan, the largest moon of"
+    ]
+    assert sentences.forward_cuts(third, "Saturn", ["Saturn"]) == []  # three words lead nowhere
+    assert not any("Saturn" in prompt for prompt in prompts)
+
+
+def test_reverse_cuts_name_the_concept_and_ask_for_what_says_most():
+    *_, third = sentences.sentences_of([TEXT], ["Saturn"])
+    cuts = sentences.reverse_cuts(third, ["Saturn"])
+    assert [c.answer for c in cuts] == ["Galileo", "1610"]
+    assert cuts[0].prompt == "The rings of Saturn were seen by"
+
+
+def test_a_sentence_is_dealt_to_one_split_alone():
+    kept = [
+        choosing.Kept(sentences.Cut(f"prompt {i}", "a", f"sentence {i // 3}", "cut"), 1 - i / 100)
+        for i in range(30)
+    ]
+    splits = choosing.dealt(kept, (4, 2, 4))
+    owners = [{one.cut.sentence for one in split} for split in splits]
+    assert [len(split) for split in splits] == [4, 2, 4]
+    assert not (owners[0] & owners[1] or owners[0] & owners[2] or owners[1] & owners[2])
+
+
+def test_what_the_base_does_not_know_is_dropped_and_set_phrases_too():
+    place = world()
+    lens = load(place.model, progress=False)
+    card = Concept.load(place.card)
+    known = [sentences.Cut(p.prompt, card.answer, p.prompt, "x") for p in card.probes.forward]
+    unknown = [
+        sentences.Cut(p.prompt, "w57 w57 w57", p.prompt, "x") for p in card.validation.forward
+    ]
+    found = choosing.choose(lens, known + unknown)
+    assert {k.cut.prompt for k in found.kept} == {c.prompt for c in known}
+    assert found.unknown == len(unknown)
+    # a prompt that doesn't name the concept is answered without it just as well
+    floored = choosing.choose(lens, known, names=["w58 w58"], substitute="w1")
+    assert (len(floored.kept), floored.set_phrases) == (0, len(known))
+
+
+def test_a_made_card_is_read_back_as_it_was_written():
+    table = Concept.load("saturn").to_dict()
+    awkward = {**table, "prompt": 'A "quoted" line\nand a \\ backslash, é, \x7f, and the planet'}
+    assert Concept.parse(toml_text(awkward, ["a note"])).to_dict() == awkward
+
+
+def test_a_card_is_made_of_a_corpus_and_says_where_it_comes_from():
+    place = world()
+    lens = load(place.model, progress=False)
+    word = Concept.load(place.card).answer
+    said = [p.prompt for p in Concept.load(place.card).probes.forward]
+    texts = [f"{prompt} {word} w3 w4 w5 w6 w7." for prompt in (*said, *_more(place))]
+    corpus = Corpus(
+        "texts", "", tuple(f"Text {i}. {t.upper()[0]}{t[1:]}" for i, t in enumerate(texts))
+    )
+    draft = make_card(lens, word, corpus)
+    again = Concept.parse(draft.to_toml())
+    assert again.answer == word and again.names == (word,)
+    prompts = [*again.concept_prompts, *(p.prompt for p in again.probes.forward)]
+    assert all(not re.search(rf"\b{word}\b", prompt) for prompt in prompts)
+    assert "Forward:" in draft.to_toml().split("name =")[0]
+    assert make_card(lens, word, corpus).to_toml() == draft.to_toml()
+
+
+def _more(place) -> list[str]:
+    card = Concept.load(place.card)
+    return [*card.concept_prompts, *(p.prompt for p in card.validation.forward)]
+
+
+def test_a_name_that_nothing_leads_to_is_refused():
+    lens = load(world().model, progress=False)
+    with pytest.raises(TarsError, match="nothing leads .* to 'Xyzzy'"):
+        make_card(lens, "Xyzzy", load_corpus(world().corpus))
+    with pytest.raises(TarsError, match="needs a name"):
+        make_card(lens, "  ", load_corpus(world().corpus))

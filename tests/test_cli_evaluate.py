@@ -1,0 +1,76 @@
+"""`tars-lens evaluate` and `card`: what they write, what they exit with, what they refuse."""
+
+import importlib.util
+import json
+
+import pandas as pd
+import pytest
+import torch
+from commands import mistake, run
+from tiny_concept import world
+
+from tars_lens.concept import Concept
+from tars_lens.loading import load
+from tars_lens.patch import Patch
+from tars_lens.weights import Rows
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch):
+    monkeypatch.setenv("TARS_LENS_CACHE", str(world().cache))
+
+
+@pytest.fixture(scope="module")
+def patch(tmp_path_factory):
+    """A patch file that was made for the tiny model."""
+    lens = load(world().model, progress=False)
+    generator = torch.Generator().manual_seed(1)
+    rows = Rows(torch.tensor([3]), torch.randn(1, lens.d_model, generator=generator))
+    made = Patch.build(lens, {(1, "out"): rows}, concepts=[Concept.load(world().card)])
+    file = tmp_path_factory.mktemp("patch") / "first.safetensors"
+    made.save(file)
+    return file
+
+
+def _evaluate(*words):
+    place = world()
+    return run("evaluate", "--model", place.model, "--corpus", place.corpus, *words)
+
+
+def test_figures_tables_and_summary_are_written_and_a_threshold_is_an_exit_code(patch, tmp_path):
+    code, said, err = _evaluate(patch, "--out", tmp_path, "--fail-under", "0.999")
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    score = report["verdicts"]["edited"]["score"]
+    assert code == 1 and score < 0.999
+    assert err.strip() == f"the verdict is {score:.3f}, below --fail-under 0.999"
+    assert "blocked token" in said and "Known to the base: 3 of 3 forward" in said
+    measures = pd.read_csv(tmp_path / "measures.csv").set_index("measure")
+    assert measures.loc["forward", "edited"] == report["measures"]["forward"]["edited"]["value"]
+    assert (tmp_path / "items" / "reverse-blocked_token.csv").is_file()
+    assert "seconds" not in (tmp_path / "evaluation.json").read_text()
+    assert "seconds" in pd.read_csv(tmp_path / "cost.csv").columns
+
+
+def test_a_pair_of_checkpoints_needs_a_card_and_takes_no_patch(patch, tmp_path):
+    place = world()
+    given = ("--model", place.model, "--edited", place.model, "--out", tmp_path / "out")
+    assert "Name its card" in mistake("evaluate", *given)
+    assert "one of the two" in mistake("evaluate", patch, *given)
+    code, said, _ = _evaluate(*given[2:], "--concept", place.card, "--fail-under", "0")
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert code == 0 and found["verdicts"]["edited"]["score"] == 0.0  # nothing was erased
+    assert list(found["verdicts"]) == ["edited", "blocked token"]
+
+
+def test_mistakes_are_told_before_any_work(patch, tmp_path):
+    assert "there is: full, quick" in mistake("evaluate", patch, "--suite", "fast").lower()
+    assert "from 0 to 1" in mistake("evaluate", patch, "--fail-under", "7")
+    assert "one of the two" in mistake("evaluate")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="it is installed")
+def test_the_harness_is_an_extra_that_says_how_to_get_it(patch, tmp_path):
+    given = ("--out", tmp_path / "out", "--lm-eval", "hellaswag")
+    said = mistake("evaluate", patch, *given)
+    assert said == "--lm-eval needs the lm-eval package: pip install 'tars-lens[lm-eval]'."
+    assert not (tmp_path / "out").exists()
