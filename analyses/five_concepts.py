@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = [Known.of(analysis.lens, c, found.tables["probes"]) for c in analysis.concepts]
     table = interference_table(analysis.lens, known, found.patches)
     analysis.table(table, "interference")
-    made, axes = figure(2, height=1.3 + 0.22 * len(known), across=2)
+    made, axes = figure(2, height=max(2.1, 1.3 + 0.22 * len(known)), across=2)
     interference(table, axes)
     analysis.figure(made, "interference")
     analysis.finish()

@@ -14,10 +14,11 @@ from tars_lens.attribution import propagation
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
 from tars_lens.explaining import explain
-from tars_lens.explaining.known import Known, first_token_probability
+from tars_lens.explaining.known import Known
 from tars_lens.files import write_json
 from tars_lens.generation import continuations
 from tars_lens.loading import load
+from tars_lens.measure.first_tokens import first_token_probability
 from tars_lens.measure.kl import Divergence
 from tars_lens.model_state import model_state
 from tars_lens.patch import Patch
@@ -79,9 +80,9 @@ def test_every_table_that_a_report_can_show_is_there_and_can_be_read(tables, tmp
 def test_the_texts_are_what_each_model_goes_on_to_say(lens, cards, patches, tables):
     texts = tables["texts"]
     prompts = list(texts["prompt"])
-    assert list(texts["before"]) == continuations(lens, prompts, 16)
+    assert list(texts["before"]) == continuations(lens, prompts, 12)
     with patches[0].applied(lens), patches[1].applied(lens):
-        assert list(texts["after"]) == continuations(lens, prompts, 16)
+        assert list(texts["after"]) == continuations(lens, prompts, 12)
     assert (texts["before"] != texts["after"]).any()
     kinds = texts.groupby("concept", sort=False)["kind"].agg(list)
     assert set(kinds.index) == {card.name for card in cards}

@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from tars_lens.attribution.asked import edits_of
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens
+from tars_lens.measure.first_tokens import first_token_probability
 from tars_lens.measure.probability import answer_probabilities
 from tars_lens.measure.probes import base_frame
 from tars_lens.patch import Patch
@@ -48,7 +51,14 @@ class EditEffects:
         return self.frame.copy()
 
 
-def edit_effects(lens: Lens, patch: Patch, concept: Concept, *, roles: bool = True) -> EditEffects:
+def edit_effects(
+    lens: Lens,
+    patch: Patch,
+    concept: Concept,
+    *,
+    roles: bool = True,
+    first_tokens: bool = False,
+) -> EditEffects:
     """Asks the card's reported probes with each edit alone, and with each left out.
 
     Args:
@@ -56,6 +66,7 @@ def edit_effects(lens: Lens, patch: Patch, concept: Concept, *, roles: bool = Tr
         patch: The edit.
         concept: The card; only probes that the model knows before the edit count.
         roles: Measure each vector by itself as well as each neuron's vectors together.
+        first_tokens: Read the answers' first tokens alone, which takes one run a prompt.
 
     Raises:
         TarsError: A patch for another model or without rows, or a card none of whose probes the
@@ -64,7 +75,7 @@ def edit_effects(lens: Lens, patch: Patch, concept: Concept, *, roles: bool = Tr
     edits = edits_of(lens, patch)
     if not edits:
         raise TarsError(f"{patch.label!r} edits nothing, so there is no effect to measure.")
-    asked = _Asked.of(lens, concept, edits)
+    asked = _Asked.of(lens, concept, edits, first_tokens)
     every = frozenset(
         (place, neuron) for place, rows in edits.items() for neuron in rows.neurons.tolist()
     )
@@ -121,10 +132,11 @@ class _Asked:
     prompts: list[str]
     texts: list[Sequence[str]]
     kinds: pd.Series
+    first: bool
     _said: dict[frozenset[_Row], dict[str, float]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, lens: Lens, concept: Concept, edits: Edits) -> "_Asked":
+    def of(cls, lens: Lens, concept: Concept, edits: Edits, first: bool) -> "_Asked":
         frame = base_frame(lens, concept)
         known = frame["known"].astype(bool) & ~frame["set_phrase"].astype(bool)
         frame = frame[known & frame["kind"].isin(_KINDS)].reset_index(drop=True)
@@ -137,7 +149,7 @@ class _Asked:
             concept.surface_forms if kind == "forward" else (answer,)
             for kind, answer in zip(frame["kind"], frame["answer"], strict=True)
         ]
-        return cls(lens, edits, list(frame["prompt"]), texts, frame["kind"])
+        return cls(lens, edits, list(frame["prompt"]), texts, frame["kind"], first)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -148,10 +160,19 @@ class _Asked:
         key = frozenset(rows)
         if key not in self._said:
             with written(self.lens, _some(self.edits, key)):
-                said = answer_probabilities(self.lens, self.prompts, self.texts).probability
+                said = self._probability()
             means = pd.Series(said.tolist()).groupby(self.kinds).mean()
             self._said[key] = {str(kind): float(mean) for kind, mean in means.items()}
         return self._said[key]
+
+    def _probability(self) -> Float[Tensor, " prompts"]:
+        if not self.first:
+            return answer_probabilities(self.lens, self.prompts, self.texts).probability
+        tokens = [
+            list(dict.fromkeys(self.lens.pieces(f" {text.strip()}")[0] for text in texts))
+            for texts in self.texts
+        ]
+        return first_token_probability(self.lens, self.prompts, tokens)
 
 
 def _some(edits: Edits, kept: frozenset[_Row]) -> Edits:

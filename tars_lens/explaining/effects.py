@@ -7,19 +7,21 @@ import pandas as pd
 from tars_lens import stack
 from tars_lens.attribution.effects import edit_effects
 from tars_lens.concept import Probe, substituted
-from tars_lens.explaining.known import Known, first_token_probability
+from tars_lens.explaining.known import Known
 from tars_lens.lens import Lens
+from tars_lens.measure.first_tokens import first_token_probability
 from tars_lens.patch import Patch
 
-_PROBES = 4
+_PROBES = 3
 _NEURONS = 8
 _ACROSS = 6
 
 
 def effects_table(lens: Lens, known: Sequence[Known], patches: Sequence[Patch]) -> pd.DataFrame:
-    """What each neuron of each concept's own edit does, on the four surest probes of each kind.
+    """What each neuron of each concept's own edit does, on the three surest probes of each kind.
 
-    A patch of more than eight neurons is left out: each costs two more runs of all probes.
+    Read off the answers' first tokens. A patch of more than eight neurons is left out: each costs
+    two more runs of all probes.
 
     Returns:
         As `EditEffects.to_frame`, of whole neurons, with a column concept.
@@ -28,7 +30,7 @@ def effects_table(lens: Lens, known: Sequence[Known], patches: Sequence[Patch]) 
     for of, patch in zip(known, patches, strict=True):
         count = len(patch.to_frame()["label"].unique())
         if len(of.frame) and count <= _NEURONS:
-            effects = edit_effects(lens, patch, of.smaller(_PROBES), roles=False)
+            effects = edit_effects(lens, patch, of.smaller(_PROBES), roles=False, first_tokens=True)
             found.append(effects.to_frame().assign(concept=of.concept.name))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 

@@ -23,15 +23,15 @@ from tars_lens.targeting import TargetingVector
 
 logger = logging.getLogger(__name__)
 
-_TOKENS = 16
-_DEPTHS = 8
+_TOKENS = 12
+_DEPTHS = 6
 
 
 def texts_table(lens: Lens, known: Sequence[Known], patches: Sequence[Patch]) -> pd.DataFrame:
     """What the model writes, likeliest token by likeliest token, before and after.
 
     Of each concept its detailed prompt, and the known probes that the base model is surest of:
-    one forward, two reverse, one neighbour.
+    one forward, one reverse, one neighbour.
 
     Returns:
         Columns concept, kind (prompt, forward, reverse or neighbour), prompt, before, after.
@@ -107,7 +107,7 @@ def attribution_table(lens: Lens, known: Sequence[Known], patches: Sequence[Patc
 def depth_table(lens: Lens, known: Sequence[Known], patches: Sequence[Patch]) -> pd.DataFrame:
     """The most that the logit lens reads of each concept at any layer, at the prompt's last token.
 
-    Of each concept's known forward probes, the eight that the base model is surest of.
+    Of each concept's known forward probes, the six that the base model is surest of.
 
     Returns:
         Columns concept, prompt, largest_before, layer_before, largest_after, layer_after (-1: the
@@ -129,7 +129,7 @@ def depth_table(lens: Lens, known: Sequence[Known], patches: Sequence[Patch]) ->
 
 def _to_continue(of: Known) -> Iterator[tuple[str, str]]:
     yield "prompt", of.concept.prompt
-    for kind, most in (("forward", 1), ("reverse", 2), ("neighbour", 1)):
+    for kind, most in (("forward", 1), ("reverse", 1), ("neighbour", 1)):
         yield from ((kind, probe.prompt) for probe in of.probes(kind, most))
 
 

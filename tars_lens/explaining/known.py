@@ -1,12 +1,8 @@
 """The prompts that an explanation looks at: those of a card that the base model knows."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from tars_lens.concept import Concept, Probe, ProbeSet
 from tars_lens.forms import first_tokens
@@ -14,8 +10,6 @@ from tars_lens.lens import Lens
 from tars_lens.measure.probes import base_frame
 
 ASKED = ("forward", "reverse", "neighbour")
-
-_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -71,16 +65,3 @@ class Known:
         """
         few = {kind: tuple(self.probes(kind, most)) for kind in ASKED}
         return replace(self.concept, aliases=(), probes=ProbeSet(**few))
-
-
-def first_token_probability(
-    lens: Lens, prompts: Sequence[str], tokens: Sequence[Sequence[int]]
-) -> Float[Tensor, " prompts"]:
-    """What the model as it stands gives, after each prompt, to any of the prompt's own tokens."""
-    found = []
-    for start in range(0, len(prompts), _ROWS):
-        logits = lens.next_logits(lens.prompts(prompts[start : start + _ROWS]))
-        probabilities = logits.softmax(dim=-1).cpu()
-        own = tokens[start : start + _ROWS]
-        found += [row[list(ids)].sum() for row, ids in zip(probabilities, own, strict=True)]
-    return torch.stack(found) if found else torch.zeros(0)

@@ -84,7 +84,7 @@ def _effect(run: Run) -> Iterator[Shown]:
             "Each concept removed alone (rows), every other asked for (columns).",
             figures.interference,
             table,
-            height=1.3 + 0.22 * table["edited"].nunique(),
+            height=max(2.1, 1.3 + 0.22 * table["edited"].nunique()),
             across=2,
         )
 
