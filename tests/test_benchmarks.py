@@ -107,7 +107,7 @@ def test_llama8b_shape(run):
 
 def test_scaling(run):
     options = ["--repeats", 2, "--widths", 64, 128, "--layers", 1, 4, "--vectors", 1, 8]
-    concepts = ["--concepts", world().card, world().other, "--corpus", world().corpus]
+    concepts = ["--concepts", world().card, "--corpus", world().corpus]
     printed, table = run("scaling", *options, *concepts, "--workers", 1)
     assert "exponent" in printed and _MACHINE in printed
     assert set(table["axis"]) == {"d_model", "layers", "vectors", "workers"}

@@ -105,7 +105,8 @@ _search(Path(sys.argv[2]), 16)
 def test_several_workers_share_a_journal(tmp_path):
     command = [sys.executable, "-c", _WORKER, str(Path(__file__).parent), str(tmp_path)]
     workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [w.communicate()[1] for w in workers if w.wait() != 0] == []
+    said = [worker.communicate()[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
     found = _search(tmp_path, 16)
     assert 16 <= len(found.trials) <= 17  # both may begin the last one
     assert found.trials["trial"].is_unique
