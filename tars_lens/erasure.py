@@ -166,9 +166,9 @@ def _sequence(
     keep: Callable[[Patch], None] | None,
 ) -> tuple[list[Removal], list[float]]:
     """Removes each concept with all earlier ones gone, and leaves their patches on the model."""
-    remover = _remover(lens, concepts, windows, settings, say)
+    seconds = dict.fromkeys((concept.name for concept in concepts), 0.0)
+    remover = _remover(lens, concepts, windows, settings, say, seconds)
     removals: list[Removal] = []
-    seconds: list[float] = []
     for index, concept in enumerate(concepts):
         say(f"removing {concept.name}", index, len(concepts))
         started = time.perf_counter()
@@ -177,40 +177,60 @@ def _sequence(
         removal.patch.apply(lens)
         removals.append(removal)
         removals = _checked_again(lens, removals, settings)
-        seconds.append(time.perf_counter() - started)
+        seconds[concept.name] += time.perf_counter() - started
         for each in removals if keep else ():
             keep(each.patch)  # type: ignore[misc] # not None: the line above
     say("removing concepts", len(concepts), len(concepts))
-    return removals, seconds
+    return removals, list(seconds.values())
 
 
 def _remover(
-    lens: Lens, concepts: Sequence[Concept], windows: Windows, settings: Settings, say: Advance
+    lens: Lens,
+    concepts: Sequence[Concept],
+    windows: Windows,
+    settings: Settings,
+    say: Advance,
+    seconds: dict[str, float],
 ) -> Callable[[Concept, set[tuple[int, int]]], Removal]:
-    """How the chosen method removes one concept, with all that it needs of the base gathered."""
+    """How the chosen method removes one concept, with all that it needs of the base gathered.
+
+    The time that a concept takes of this is added to its `seconds`.
+    """
     if settings.name == "paper":
         return lambda concept, _taken: remove_literally(lens, concept, windows, settings)
     say("reading plain text", 0, 1)
     neutral = Neutral.cached(lens, windows.statistics, settings.layers(lens.n_layers))
     unembedding = Unembedding.fit(lens)
     say("reading plain text", 1, 1)
-    studies = {c.name: study(lens, c, neutral, unembedding, settings) for c in concepts}
+    studies = {}
+    for concept in concepts:  # all of them before the first edit: they are of the base
+        started = time.perf_counter()
+        studies[concept.name] = study(lens, concept, neutral, unembedding, settings)
+        seconds[concept.name] += time.perf_counter() - started
     return lambda concept, taken: remove(
         lens, studies[concept.name], neutral, windows, settings, taken
     )
 
 
 def _checked_again(lens: Lens, removals: list[Removal], settings: Settings) -> list[Removal]:
-    """Strengthens each earlier concept that the latest edit brought back."""
+    """Strengthens each concept that the latest edit brought back, as long as that helps."""
+    if settings.name == "paper":
+        return removals
     found = []
     for removal in removals:
-        for _ in range(_ATTEMPTS):
-            if removal.left(lens) <= settings.goal or settings.name == "paper":
-                break
+        left = removal.left(lens)
+        for _ in range(_ATTEMPTS if left > settings.goal else 0):
+            stronger = removal.strengthened(lens, _STRENGTHEN, settings)
             removal.patch.revert(lens)
-            removal = removal.strengthened(lens, _STRENGTHEN, settings)
-            removal.patch.apply(lens)
+            stronger.patch.apply(lens)
+            if (now := stronger.left(lens)) > left / _STRENGTHEN:
+                stronger.patch.revert(lens)
+                removal.patch.apply(lens)
+                break
+            removal, left = stronger, now
             logger.info("%s came back on validation text: strengthened", removal.concept.name)
+            if left <= settings.goal:
+                break
         found.append(removal)
     return found
 

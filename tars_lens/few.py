@@ -10,8 +10,9 @@ from torch import Tensor
 from tars_lens.lens import Lens, Point, Role
 from tars_lens.neuron import GAIN, one_row, post_norm_row, without_bias, write_scale
 from tars_lens.neutral import Neutral
-from tars_lens.recipe import Part, Trials, smallest_strength
+from tars_lens.recipe import Part, smallest_strength
 from tars_lens.study import Study
+from tars_lens.trials import Trials
 from tars_lens.weights import Edits
 
 
@@ -55,7 +56,7 @@ def read_and_write(
     The host is one whose own `in` row already gives much the same at all of the concept's prompts.
     """
     layer = max(study.forward)
-    reader = study.forward[layer]
+    reader = study.forward[layer][0]
     y = _at_prompts(lens, study, Point("mlp_in", layer)).float()
     if lens.gated:
         given = y @ lens.vectors(layer, "in").float().T

@@ -17,7 +17,7 @@ from tars_lens.lens import Lens, Point, tensor_sha256
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 8
+_BATCH = 2
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from tars_lens.concept import Concept
 from tars_lens.lens import Lens
-from tars_lens.recipe import Part, Trials
+from tars_lens.recipe import Part
 from tars_lens.removal import Removal, build_patch
 from tars_lens.reversal import paper_edits
 from tars_lens.settings import Settings
 from tars_lens.targeting import TargetingVector, target
+from tars_lens.trials import Trials
 from tars_lens.windows import Windows
 
 

@@ -13,10 +13,11 @@ from tars_lens.few import read_and_write, write_only
 from tars_lens.lens import Lens
 from tars_lens.neutral import Neutral
 from tars_lens.patch import Patch
-from tars_lens.recipe import Part, Trials, forward_part, joined, reverse_parts
+from tars_lens.recipe import Part, forward_part, joined, reverse_parts
 from tars_lens.settings import Settings
 from tars_lens.study import Study
-from tars_lens.weights import Place, written
+from tars_lens.trials import Trials
+from tars_lens.weights import Place
 from tars_lens.windows import Windows
 
 
@@ -48,8 +49,9 @@ class Removal:
         return float(logits.softmax(dim=-1)[:, list(self.trials.tokens)].sum(dim=1).max())
 
     def strengthened(self, lens: Lens, factor: float, settings: Settings) -> "Removal":
-        """The same removal with the forward writes `factor` times as large."""
-        parts = tuple(_scaled(p, factor) if p.kind == "forward" else p for p in self.parts)
+        """The same removal with the last forward write `factor` times as large."""
+        last = max((p for p in self.parts if p.kind == "forward"), key=lambda part: part.layer)
+        parts = tuple(_scaled(p, factor) if p is last else p for p in self.parts)
         return replace(self, parts=parts, patch=build_patch(lens, self.concept, parts, settings))
 
 
@@ -79,6 +81,7 @@ def remove(
         windows,
         settings,
         settings.layers(lens.n_layers)[0],
+        near_texts=study.near_texts,
     )
     budget = settings.edits if settings.edits is not None else 1 << 30
     width = len(lens.roles)
@@ -113,21 +116,22 @@ def _neurons(
     taken: Iterable[tuple[int, int]],
     count: int,
 ) -> list[Part]:
-    """At most `count` whole neurons: the last forward one first, then the reverse ones.
+    """At most `count` whole neurons, those that matter most first.
 
-    The reverse neurons sit earlier in the network, so they are put in before the forward
-    strength is sought; each forward neuron is sought with all earlier ones in place.
+    The last forward one, the early reverse one, the forward ones before the last. The forward
+    ones are each strong enough alone, so that a prompt that one misses is caught by another.
     """
     hosts = set(taken)
-    forward_layers = sorted(study.forward)[-count:]
-    spare = count - len(forward_layers)
-    parts = reverse_parts(lens, study, neutral, trials, hosts)[:spare] if spare else []
-    for layer in forward_layers:
-        hosts |= {(part.layer, part.neuron) for part in parts}
-        with written(lens, joined(part.edits for part in parts)):
-            trials = trials.onward(layer)
-            parts = [*parts, forward_part(lens, study, neutral, trials, layer, hosts)]
-    return parts
+    *earlier, last = sorted(study.forward)
+    early = reverse_parts(lens, study, neutral, trials, hosts)[: count - 1] if count > 1 else []
+    hosts |= {(part.layer, part.neuron) for part in early}
+    spare = count - 1 - len(early)
+    forward = []
+    for layer in sorted([*earlier[len(earlier) - min(spare, len(earlier)) :], last]):
+        there = trials.onward(layer)
+        forward.append(forward_part(lens, study, neutral, there, layer, hosts))
+        hosts.add((layer, forward[-1].neuron))
+    return [*early, *forward]
 
 
 def _scaled(part: Part, factor: float) -> Part:

@@ -21,8 +21,11 @@ class Settings:
         edits: At most so many weight vectors a concept; `None` leaves it to the method.
         max_kl: What the mean KL on plain validation text may be, for one concept's each part.
         max_neighbour_kl: What the KL at near prompts may be, the concept's token left out.
-        forward_depths: Where neurons stop the description from leading to the name.
-        reverse_depths: Where neurons stop the name from leading to its attributes.
+        keep_neighbours: The share of its probability that the likeliest token must keep at each
+            near prompt, by each part.
+        readable_depths: Between which depths a neuron stops the name before the logit lens can
+            read it: at the first layer where it becomes readable.
+        reverse_depths: Where neurons turn the name into nothing in particular.
         forward_ridge: Of the forward discriminant, in units of the covariance's mean diagonal.
         reverse_ridge: Of the reverse discriminant.
         write_ridge: Of the write target.
@@ -30,6 +33,7 @@ class Settings:
         forward_thresholds: Scores below which the forward neuron is silent, tried in order.
         reverse_thresholds: The same of the reverse neurons.
         goal: The concept's probability that is low enough at a prompt it is chosen on.
+        lens_goal: The same where the logit lens reads it before the last layer.
         safety: How many times the smallest strength that reaches the goal is used.
         reverse_strength: Size of the reverse write, in units of the layer's natural write.
         sigma: Noise of the refinement, relative to the vector's norm.
@@ -42,16 +46,18 @@ class Settings:
     seed: int = 0
     edits: int | None = None
     max_kl: float = 0.001
-    max_neighbour_kl: float = 0.01
-    forward_depths: tuple[float, ...] = (1.0,)
-    reverse_depths: tuple[float, ...] = (0.07, 0.17)
+    max_neighbour_kl: float = 0.05
+    keep_neighbours: float = 0.9
+    readable_depths: tuple[float, float] = (0.6, 0.83)
+    reverse_depths: tuple[float, ...] = (0.07,)
     forward_ridge: float = 0.2
     reverse_ridge: float = 0.05
     write_ridge: float = 0.01
     neighbour_weight: float = 10.0
-    forward_thresholds: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.25)
+    forward_thresholds: tuple[float, ...] = (0.15, 0.25, 0.35)
     reverse_thresholds: tuple[float, ...] = (0.4, 0.5, 0.6)
     goal: float = 0.001
+    lens_goal: float = 0.01
     safety: float = 2.0
     reverse_strength: float = 1.0
     sigma: float = 0.1
@@ -64,10 +70,15 @@ class Settings:
             raise TarsError(f"unknown method {self.name!r}. There is: paper, tars.")
         if self.edits is not None and self.edits < 1:
             raise TarsError(f"--edits must be at least 1, got {self.edits}.")
+        if not 0 < self.keep_neighbours < 1:
+            raise TarsError(
+                f"--keep-neighbours must be a share between 0 and 1, got {self.keep_neighbours}."
+            )
 
-    def forward_layers(self, n_layers: int) -> tuple[int, ...]:
-        """The layers of the forward neurons, earliest first."""
-        return _layers(self.forward_depths, n_layers)
+    def readable_layers(self, n_layers: int) -> tuple[int, ...]:
+        """The layers where the name may be stopped first, before the last one."""
+        first, last = (_layers((depth,), n_layers)[0] for depth in self.readable_depths)
+        return tuple(range(first, min(last, max(n_layers - 2, 0)) + 1)) or (n_layers - 1,)
 
     def reverse_layers(self, n_layers: int) -> tuple[int, ...]:
         """The layers of the reverse neurons, earliest first."""
@@ -75,8 +86,8 @@ class Settings:
 
     def layers(self, n_layers: int) -> tuple[int, ...]:
         """All layers at which neurons read, earliest first."""
-        both = {*self.forward_layers(n_layers), *self.reverse_layers(n_layers)}
-        return tuple(sorted(both))
+        some = _layers((*self.reverse_depths, 1.0), n_layers)
+        return tuple(sorted({*some, *self.readable_layers(n_layers)}))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

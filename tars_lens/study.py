@@ -20,6 +20,9 @@ _KNOWN = 0.05
 _NEAREST_TOKENS = 24
 _TOP_PREDICTIONS = 16
 _NEAREST_NAMES = 12
+_COPIED = 8
+_NEAR_TEXTS = 4
+_READABLE = 0.03
 
 FRAMES = (
     "I read about {}",
@@ -33,6 +36,18 @@ FRAMES = (
 )
 """Neutral contexts for a name; it never stands at position 0, which many models treat apart."""
 
+COPIES = (
+    "{0}, {0}, {0},",
+    "The word is {0}. Again, the word is",
+    "1. {0}\n2. {0}\n3.",
+    "{0} and {0} and",
+    "Answer: {0}\nAnswer: {0}\nAnswer:",
+)
+"""Texts that go on with a name because they have said it before."""
+
+BEGINNINGS = ("{} is the", "{} is known for", "Two facts about {}: the")
+"""Beginnings of texts about anything."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -44,11 +59,15 @@ class Study:
         neighbours: Tokens whose logits are to stay.
         known_prompts: The concept prompts where the base knows the answer.
         write_target: The direction that speaks the concept's token and no other (unit norm).
-        forward: A reader of the description at each forward layer.
+        forward: Readers of the description at each forward layer, the preferred one first.
         reverse: A reader of the name at each reverse layer.
-        reverse_targets: What the name adds to the residual stream after each reverse layer.
-        reverse_norms: Median residual norm at the names, after each reverse layer.
+        reverse_targets: What the concept's main names have in the residual stream after each
+            reverse layer that the near names have not.
+        reverse_norms: Median residual norm at the main names, after each reverse layer.
+        main_names: The names that are the card's name or answer: those that texts in the
+            answer's own language use.
         near_names: The neighbours' names that the reverse reader tells the concept from.
+        near_texts: Beginnings of texts about them, which are to go on as they did.
     """
 
     concept: Concept
@@ -56,11 +75,13 @@ class Study:
     neighbours: tuple[int, ...]
     known_prompts: tuple[str, ...]
     write_target: Float[Tensor, " d_model"]
-    forward: dict[int, Discriminant]
+    forward: dict[int, tuple[Discriminant, ...]]
     reverse: dict[int, Discriminant]
     reverse_targets: dict[int, Float[Tensor, " d_model"]]
     reverse_norms: dict[int, float]
+    main_names: tuple[str, ...]
     near_names: tuple[str, ...]
+    near_texts: tuple[str, ...]
 
 
 def study(
@@ -87,7 +108,8 @@ def study(
     )
     names = _near_names(lens, concept, nearest)
     reverse_layers = settings.reverse_layers(lens.n_layers)
-    own = _at_names(lens, concept.names, reverse_layers)
+    main = main_names(concept)
+    own = _at_names(lens, [*main, *(n for n in concept.names if n not in main)], reverse_layers)
     near = _at_names(lens, names, reverse_layers)
     return Study(
         concept=concept,
@@ -100,7 +122,7 @@ def study(
             ridge=settings.write_ridge,
             neighbour_weight=settings.neighbour_weight,
         ),
-        forward=_forward_readers(lens, concept, prompts, neutral, settings),
+        forward=_forward_readers(lens, concept, prompts, names, neutral, settings),
         reverse={
             layer: discriminant(
                 own[Point("mlp_in", layer)].split(len(FRAMES)),  # one form of the name each
@@ -111,30 +133,75 @@ def study(
             for layer in reverse_layers
         },
         reverse_targets={
-            layer: own[_after(layer)].float().mean(0) - near[_after(layer)].float().mean(0)
+            layer: _main(own, layer, main).mean(0) - _mean(near[_after(layer)])
             for layer in reverse_layers
         },
         reverse_norms={
-            layer: float(own[_after(layer)].float().norm(dim=-1).median())
-            for layer in reverse_layers
+            layer: float(_main(own, layer, main).norm(dim=-1).median()) for layer in reverse_layers
         },
+        main_names=main,
         near_names=names,
+        near_texts=tuple(text.format(n) for n in names[:_NEAR_TEXTS] for text in BEGINNINGS),
     )
 
 
+def main_names(concept: Concept) -> tuple[str, ...]:
+    """The names that are the card's name or answer, else the first name.
+
+    A name in another script has a trace of its own (cosine 0 to 0.3 with that of the main name,
+    SmolLM2-135M, layer 2): the mean over all of them is no name's.
+    """
+    own = {concept.name.casefold(), concept.answer.casefold()}
+    return tuple(n for n in concept.names if n.casefold() in own) or concept.names[:1]
+
+
 def _forward_readers(
-    lens: Lens, concept: Concept, prompts: Sequence[str], neutral: Neutral, settings: Settings
-) -> dict[int, Discriminant]:
-    layers = settings.forward_layers(lens.n_layers)
+    lens: Lens,
+    concept: Concept,
+    prompts: Sequence[str],
+    near_names: Sequence[str],
+    neutral: Neutral,
+    settings: Settings,
+) -> dict[int, tuple[Discriminant, ...]]:
+    """Readers at the layer where the concept first becomes readable, and at the last layer.
+
+    The first of each layer is made from the concept prompts; the second from copies of the answer
+    too. It reads descriptions unlike the card's (oxygen on Gemma-3-270M: 0.00 left on prompts it
+    has not seen, where the first leaves 0.03), and disturbs other text more.
+    """
+    last = lens.n_layers - 1
+    layers = sorted({_first_readable(lens, concept, prompts, settings), last})
     points = [Point("mlp_in", layer) for layer in layers]
     own = _at_end(lens, prompts, points)
     near = _at_end(lens, [probe.prompt for probe in concept.contrast], points)
-    return {
-        point.layer: discriminant(
-            [own[point]], near[point], *neutral.of(point.layer), ridge=settings.forward_ridge
+    copies = _at_end(lens, [text.format(concept.answer) for text in COPIES], points)
+    names = near_names[:_COPIED]
+    others = _at_end(lens, [text.format(n) for n in names for text in COPIES[:3]], points)
+
+    def readers(at: Point) -> tuple[Discriminant, ...]:
+        rest = (*neutral.of(at.layer),)
+        both = torch.cat([near[at], others[at]])
+        return (
+            discriminant([own[at]], near[at], *rest, ridge=settings.forward_ridge),
+            discriminant([own[at], copies[at]], both, *rest, ridge=settings.forward_ridge),
         )
-        for point in points
-    }
+
+    return {at.layer: readers(at) for at in points}
+
+
+def _first_readable(
+    lens: Lens, concept: Concept, prompts: Sequence[str], settings: Settings
+) -> int:
+    """The first layer after which the logit lens reads the concept, within the depths allowed."""
+    layers = settings.readable_layers(lens.n_layers)
+    tokens = first_tokens(lens, concept)
+    points = [_after(layer) for layer in layers]
+    seen = _at_end(lens, prompts, points)
+    for layer, point in zip(layers, points, strict=True):
+        mass = lens.read_out(seen[point]).softmax(dim=-1)[:, tokens].sum(dim=1)
+        if float(mass.max()) > _READABLE:
+            return layer
+    return layers[-1]
 
 
 def _known_prompts(
@@ -187,6 +254,18 @@ def _at_end(
         return dict.fromkeys(points, empty)
     batch = lens.prompts(texts)
     return lens.capture(batch.ids, points, positions=batch.last)
+
+
+def _main(
+    own: dict[Point, Float[Tensor, "examples d_model"]], layer: int, main: Sequence[str]
+) -> Float[Tensor, "examples d_model"]:
+    """What follows a layer at the main names, which come first among a concept's own."""
+    return own[_after(layer)][: len(main) * len(FRAMES)].float()
+
+
+def _mean(states: Float[Tensor, "examples d_model"]) -> Float[Tensor, " d_model"]:
+    """The mean, 0 where there are none."""
+    return states.float().sum(dim=0) / max(len(states), 1)
 
 
 def _after(layer: int) -> Point:

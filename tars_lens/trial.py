@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +12,7 @@ from tars_lens.lens import Batch, Lens, Point
 from tars_lens.weights import Edits, written
 
 _ENOUGH = 0.999
+_LEAST = 1e-2
 _LOGITS = 1 << 23
 _SLICE = 16
 
@@ -41,10 +43,7 @@ class Bench:
         return cls(lens, layer, batch, seen[first], seen[last])
 
     def onward(self, layer: int) -> "Bench":
-        """The same texts run on to a later layer by the model as it stands now.
-
-        `before` stays what it was, so that budgets count all that was put in meanwhile.
-        """
+        """The same texts run on to a later layer by the model as it stands now."""
         point = Point("resid_pre", layer)
         resume = (self.layer, self.prefix)
         seen = self.lens.capture(self.batch.ids, [point], resume=resume)
@@ -57,32 +56,80 @@ class Bench:
 
     def mass(self, edits: Edits, tokens: Sequence[int]) -> Float[Tensor, " batch"]:
         """The probability after each text that the next token is one of `tokens`."""
-        logits = self.lens.read_out(self._ends(self.after(edits)))
-        return logits.softmax(dim=-1)[:, list(tokens)].sum(dim=1)
+        return self.end_probabilities(edits)[:, list(tokens)].sum(dim=1)
 
-    def end_kl(self, edits: Edits, without: Sequence[int]) -> Float[Tensor, " batch"]:
-        """KL of the next token after each text, some tokens left out of both distributions."""
-        old = self.lens.read_out(self._ends(self.before))
-        new = self.lens.read_out(self._ends(self.after(edits)))
+    def end_probabilities(self, edits: Edits) -> Float[Tensor, "batch d_vocab"]:
+        """The probabilities of the next token after each text."""
+        with written(self.lens, edits):
+            ends = self.lens.residual(self.batch.ids, -1, **self._at_ends)
+        return self.lens.read_out(ends).softmax(dim=-1)
+
+    def lens_mass(self, edits: Edits, tokens: Sequence[int]) -> Float[Tensor, "layers batch"]:
+        """`mass`, read out after each layer from the bench's own on (the logit lens)."""
+        points = [Point("resid_post", layer) for layer in range(self.layer, self.lens.n_layers)]
+        with written(self.lens, edits):
+            seen = self.lens.capture(self.batch.ids, points, **self._at_ends)
+        stream = torch.cat([seen[point] for point in points])
+        found = [
+            self.lens.read_out(few).softmax(dim=-1)[:, list(tokens)].sum(dim=1)
+            for few in stream.split(rows_at_once(self.lens))
+        ]
+        return torch.cat(found).reshape(len(points), -1)
+
+    def end_effects(
+        self, edits: Edits, without: Sequence[int]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """What the edits do after each text, some tokens left out of both distributions.
+
+        Returns:
+            KL of the next token, and the share (at most 1) that the likeliest token keeps.
+        """
+        with written(self.lens, edits):
+            ends = self.lens.residual(self.batch.ids, -1, **self._at_ends)
+        old, new = self.lens.read_out(self._ends(self.before)), self.lens.read_out(ends)
         for logits in (old, new):
             logits[:, list(without)] = -torch.inf
-        return kl_divergence(old, new)
+        before, after = old.log_softmax(dim=-1), new.log_softmax(dim=-1)
+        top = before.max(dim=-1)
+        kept = (after.gather(1, top.indices[:, None])[:, 0] - top.values).exp().clamp_max(1)
+        return kl_divergence(old, new), kept
 
     def mean_kl(self, edits: Edits) -> float:
         """Mean KL over every position but the first of full windows, for choosing settings.
 
-        Only the positions that carry 99.9 % of the squared relative change are read out, as KL
-        grows with its square; the others count as undisturbed.
+        Windows in which no position changes by more than a hundredth of its norm at the edited
+        layer are not run on. Of the others only the positions that carry 99.9 % of the squared
+        relative change are read out, as KL grows with its square; the rest counts as undisturbed.
         """
-        old = self.before[:, 1:].flatten(0, 1)
-        new = self.after(edits)[:, 1:].flatten(0, 1)
-        change = ((new - old).norm(dim=-1) / old.norm(dim=-1)).square()
-        changed = _carriers(change)
+        rows, stream = self._disturbed(edits)
+        if not len(rows):
+            return 0.0
+        old, new = self.before[rows][:, 1:].flatten(0, 1), stream[:, 1:].flatten(0, 1)
+        changed = _carriers(_relative(old, new).square())
         total = 0.0
         for index in changed.split(rows_at_once(self.lens)) if len(changed) else ():
             pair = self.lens.read_out(old[index]), self.lens.read_out(new[index])
             total += float(kl_divergence(*pair).sum())
-        return total / len(old)
+        return total / self.before[:, 1:].flatten(0, 1).shape[0]
+
+    def _disturbed(
+        self, edits: Edits
+    ) -> tuple[Int[Tensor, " rows"], Float[Tensor, "rows pos d_model"]]:
+        """The windows that the edits disturb, and the final stream of those with the edits."""
+        layer = max((layer for layer, _ in edits), default=self.layer)
+        point, whole = Point("resid_post", layer), (self.layer, self.prefix)
+        old = self.lens.capture(self.batch.ids, [point], resume=whole)[point]
+        with written(self.lens, edits):
+            new = self.lens.capture(self.batch.ids, [point], resume=whole)[point]
+            rows = (_relative(old, new)[:, 1:] > _LEAST).any(dim=1).nonzero()[:, 0]
+            if layer == self.lens.n_layers - 1 or not len(rows):
+                return rows, new[rows]
+            return rows, self.lens.residual(self.batch.ids[rows], -1, resume=(layer + 1, new[rows]))
+
+    @property
+    def _at_ends(self) -> dict[str, Any]:
+        """How the lens is asked for what passes at the last token of each text."""
+        return {"positions": self.batch.last, "resume": (self.layer, self.prefix)}
 
     def _ends(self, stream: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
         return stream[torch.arange(len(stream), device=stream.device), self.batch.last]
@@ -110,6 +157,13 @@ def kl_divergence(
         terms = after.mul_(before.exp_()).masked_fill_(left_out, 0)
         found.append(terms.sum(dim=-1).clamp_min(0))
     return torch.cat(found)
+
+
+def _relative(
+    old: Float[Tensor, "... d_model"], new: Float[Tensor, "... d_model"]
+) -> Float[Tensor, "..."]:
+    """How far each residual moved, in units of its norm."""
+    return (new - old).norm(dim=-1) / old.norm(dim=-1)
 
 
 def _carriers(change: Float[Tensor, " rows"]) -> Int[Tensor, " carriers"]:

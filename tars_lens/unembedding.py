@@ -5,6 +5,7 @@ Notation of the method's page: `u_j = g * (U_j - mean_j U_j)`, with `g` the fina
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,9 @@ from torch import Tensor
 from tars_lens.lens import Lens
 
 _CHUNK = 16_384
+
+_SAME_WORD = 8
+"""Letters that two words must begin with alike to be forms of one ("photosynthetic")."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +59,30 @@ class Unembedding:
         *,
         ridge: float = 0.01,
         neighbour_weight: float = 10.0,
+        slack: float = 0.1,
     ) -> Float[Tensor, " d_model"]:
-        """The direction that moves the concept's logit most and all others least (unit norm).
+        """The direction that moves the concept's logits most and all others least (unit norm).
 
-        `t = (S + ridge mean(diag S) I + weight mean_NB(u_n u_n^T))^-1 mean(u_concept)`.
+        With `M = S + ridge mean(diag S) I + weight mean_NB(u_n u_n^T)`, the concept's vectors as
+        the columns of `U` and `G = U^T M^-1 U`: `t = M^-1 U (G + slack mean(diag G) I)^-1 1`, so
+        that every spelling is lowered much alike. For a single token that is `M^-1 u`.
 
         Args:
             tokens: The concept's first tokens.
             neighbours: Tokens whose logits are to stay.
             ridge: How much of the covariance's mean diagonal is added.
             neighbour_weight: How much more a neighbour counts than a token of the vocabulary.
+            slack: 0 lowers every token alike; well above 1, the tokens' mean is lowered.
         """
         matrix = self.covariance + ridge * self.covariance.diagonal().mean() * _eye(self.covariance)
         if neighbours and neighbour_weight:
             rows = self.vectors(neighbours)
             matrix = matrix + neighbour_weight * (rows.T @ rows) / len(rows)
-        target = torch.linalg.solve(matrix, self.vectors(tokens).mean(dim=0))
+        own = self.vectors(tokens).T
+        solved = torch.linalg.solve(matrix, own)
+        gram = own.T @ solved
+        eased = gram + slack * gram.diagonal().mean() * _eye(gram)
+        target = solved @ torch.linalg.solve(eased, torch.ones_like(gram[0]))
         return target / target.norm()
 
     def nearest_words(self, tokens: Sequence[int], count: int) -> list[int]:
@@ -96,7 +108,12 @@ class Unembedding:
         if not text:
             return True
         owns = [_plain(self.lens.string(own)) for own in tokens]
-        return any(text.startswith(own) or own.startswith(text) for own in owns)
+        return any(
+            text.startswith(own)
+            or own.startswith(text)
+            or len(commonprefix([text, own])) >= _SAME_WORD
+            for own in owns
+        )
 
     def _is_word(self, token: int) -> bool:
         text = self.lens.string(token)

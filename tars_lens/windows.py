@@ -17,7 +17,7 @@ WIDTH = 256
 """Tokens in a window, the tokenizer's BOS included where it adds one."""
 
 STATISTICS_WINDOWS = 64
-VALIDATION_WINDOWS = 4
+VALIDATION_WINDOWS = 6
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def cut(lens: Lens, corpus: Corpus, *, reported_tokens: int = 25_600) -> Windows
             break
         pieces = _pieces(lens, document)
         firsts += pieces[:1] if len(firsts) < count else []
-        later += pieces[1:9]  # a few of each article, so that no article rules the statistics
+        later += pieces[1:4]  # a few of each article, so that no article rules the statistics
     later, firsts = _hold_back(later, firsts, spare)
     if not firsts or len(later) < 2:
         raise TarsError(
@@ -73,11 +73,14 @@ def cut(lens: Lens, corpus: Corpus, *, reported_tokens: int = 25_600) -> Windows
         )
     used = later[:spare]
     held = max(1, min(VALIDATION_WINDOWS, len(used) // 4))
+    apart = range(0, len(used), len(used) // held)[:held]  # of many articles, not of one
     return Windows(
         reported=torch.tensor(firsts, device=lens.device),
         texts=tuple(lens.tokenizer.decode(ids) for ids in firsts),
-        statistics=torch.tensor(used[:-held], device=lens.device),
-        validation=torch.tensor(used[-held:], device=lens.device),
+        statistics=torch.tensor(
+            [ids for i, ids in enumerate(used) if i not in apart], device=lens.device
+        ),
+        validation=torch.tensor([used[i] for i in apart], device=lens.device),
         corpus=corpus.name,
     )
 
