@@ -70,10 +70,10 @@ class Job:
         if self.method not in get_args(MethodName):
             raise unknown("method", self.method, get_args(MethodName))
         known = {f.name for f in fields(Settings)} - {"name", "seed"}
-        for name in self.settings:
-            if name not in known:
+        for key in self.settings:
+            if key not in known:
                 allowed = ", ".join(sorted(known))
-                raise TarsError(f"no setting {name!r} in [settings]; allowed: {allowed}.")
+                raise TarsError(f"no setting {key!r} in [settings]; allowed: {allowed}.")
         given: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in self.settings.items()
         }
@@ -87,9 +87,10 @@ class Job:
     @classmethod
     def from_json(cls, text: str) -> "Job":
         """What `to_json` wrote."""
-        values = json.loads(text)
-        lists = {name: tuple(values.pop(name)) for name in ("concepts", "keys")}
-        return cls(**lists, **values)
+        values: dict[str, Any] = json.loads(text)
+        for key in ("concepts", "keys"):
+            values[key] = tuple(values[key])
+        return cls(**values)
 
 
 def read_spec(path: Path | str) -> list[Job]:
@@ -155,9 +156,9 @@ def _check(spec: dict[str, Any], path: Path) -> None:
         rows = [r for v in value for r in (v if key == "concepts" and isinstance(v, list) else [v])]
         if key in spec and not all(type(row) is kind for row in rows):
             raise TarsError(f"{path}: key {key!r} must hold {kind.__name__} values alone.")
-    for key, kind in _SINGLE.items():
-        if key in spec and type(spec[key]) is not kind:
-            raise TarsError(f"{path}: key {key!r} must be {kind.__name__}.")
+    for key, single in _SINGLE.items():
+        if key in spec and type(spec[key]) is not single:
+            raise TarsError(f"{path}: key {key!r} must be {single.__name__}.")
     for key in ("models", "concepts"):
         if any(isinstance(v, list) and not v for v in spec[key]):
             raise TarsError(f"{path}: key {key!r} holds an empty list.")
