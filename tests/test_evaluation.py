@@ -2,15 +2,17 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from patch_models import same, snapshot
+from tiny import WORDS
 from tiny_concept import save_wordy_checkpoint, world
 
-from tars_lens.concept import Concept
+from tars_lens.concept import Concept, substituted
 from tars_lens.corpus import load_corpus
 from tars_lens.errors import TarsError
 from tars_lens.evaluation import (
@@ -34,6 +36,7 @@ from tars_lens.evaluation.passes import counted
 from tars_lens.evaluation.restoring import restored, round_rows, rounded
 from tars_lens.evaluation.verdict import harmonic_mean
 from tars_lens.loading import load
+from tars_lens.measure.probability import answer_probabilities
 from tars_lens.model_state import model_state
 from tars_lens.patch import Patch
 from tars_lens.weights import Rows
@@ -112,14 +115,30 @@ def test_an_untouched_model_has_residual_knowledge_one_and_no_damage(base):
     assert found["quantised_8"].value == pytest.approx(1.0)
 
 
-def test_a_blocked_token_is_gone_forward_alone(base, tiny, card):
-    values = _values(
-        Context(base, blocked(tiny, [card])), "forward", "reverse", "logit_lens", "neighbour"
-    )
+def test_a_blocked_token_is_gone_forward_alone(tiny, card):
+    renamed = replace(card, names=(*card.names, _other_name(tiny, card)))
+    base = Base(tiny, [renamed], load_corpus(world().corpus), SMALL, seed=0)
+    context = Context(base, blocked(tiny, [renamed]))
+    assert len(context.known("alias")) >= 1
+    values = _values(context, "forward", "reverse", "alias", "logit_lens", "neighbour")
     assert values["forward"] < 0.05
-    assert values["reverse"] > 0.9  # nothing was unlearnt
+    assert values["reverse"] > 0.9 and values["alias"] > 0.9  # nothing was unlearnt
     assert values["logit_lens"] == 1.0  # and the stream still holds it
     assert values["neighbour"] > 0.9
+
+
+def _other_name(lens, card) -> str:
+    """A word that leads to what the card's name leads to, as an alias would."""
+    probes = card.probes.reverse
+    for word in (f"w{i}" for i in range(WORDS)):
+        prompts = [substituted(probe.prompt, card.names, word) for probe in probes]
+        said = answer_probabilities(lens, prompts, [(probe.answer,) for probe in probes])
+        floors = [substituted(probe.prompt, card.names, card.substitute) for probe in probes]
+        chance = answer_probabilities(lens, floors, [(probe.answer,) for probe in probes])
+        knows = (said.probability > 0.2) & (chance.probability < said.probability / 2)
+        if knows[:2].any() and word not in card.names:
+            return word
+    raise LookupError("no word stands for the concept's name")
 
 
 def test_a_model_destroyed_by_noise_fails_damage(base):
@@ -312,6 +331,11 @@ def test_derived_questions_rename_bridge_and_hint(card):
         "the solar system and its moon"
     )
     assert bridge.answers == ("Titan",)
+    holmes = derived_questions(Concept.load("sherlock_holmes"), {"forward": [], "reverse": [3]}, 1)
+    assert [q.prompt for q in holmes if q.kind == "alias"] == [
+        "Sherlock uses logic and",
+        "Holmes uses logic and",
+    ]
     choices = [q for q in asked if q.way.startswith("choice") and q.fact == 0]
     assert [q.answers for q in choices] == [("A",), ("B",), ("C",), ("D",)]
     assert all(f"{q.answers[0]}. Saturn\n" in q.prompt for q in choices)

@@ -95,10 +95,11 @@ def _aliases(
 
 
 def _other_names(concept: Concept, prompt: str) -> list[str]:
-    """The card's names in the prompt's own script that the prompt doesn't use already."""
-    used = {form.casefold() for form in forms_in(prompt, concept.names)}
-    own = prompt.isascii()
-    return [n for n in concept.names if n.casefold() not in used and n.isascii() == own]
+    """The card's names that a prompt in plain English could use instead ("Holmes")."""
+    if not prompt.isascii():
+        return []
+    asked = {n: substituted(prompt, concept.names, n) for n in concept.names if n.isascii()}
+    return [name for name, text in asked.items() if text.casefold() != prompt.casefold()]
 
 
 def _bridged(concept: Concept, reverse: Sequence[tuple[int, Probe]]) -> list[Question]:
@@ -111,12 +112,16 @@ def _bridged(concept: Concept, reverse: Sequence[tuple[int, Probe]]) -> list[Que
     return [
         Question(
             *(concept.name, "multi_hop", "bridge", i),
-            substituted(probe.prompt, concept.names, bridge),
+            _sentence(substituted(probe.prompt, concept.names, bridge)),
             (probe.answer,),
             reverse_question(concept, i, probe).floor,
         )
         for i, probe in reverse
     ]
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _hinted(concept: Concept, forward: Sequence[tuple[int, Probe]]) -> list[Question]:

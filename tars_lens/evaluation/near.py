@@ -12,6 +12,7 @@ from tars_lens.lens import Lens
 from tars_lens.windows import WIDTH
 
 _SHORTEST = 80  # characters of a paragraph that says something
+_ENOUGH = 16 * WIDTH  # characters that hold a window, without reading a whole article each time
 _LEAST_LETTERS = 4  # of a neighbour's name: "Au" is in half of all texts
 
 
@@ -30,7 +31,7 @@ def near_windows(
         if len(found) == count:
             break
         for text in _beginning_at(document, names):
-            ids = lens.tokens(text)[:WIDTH]
+            ids = lens.tokens(text[:_ENOUGH])[:WIDTH]
             if len(ids) == WIDTH and not forms_in(lens.tokenizer.decode(ids), forms):
                 found.append(ids)
                 break
