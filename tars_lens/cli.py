@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -76,6 +77,9 @@ def erase(
     max_kl: Annotated[
         float, typer.Option(help="Mean KL on plain validation text that a concept may cost.")
     ] = 0.001,
+    keep_neighbours: Annotated[
+        float, typer.Option(help="Share of its probability that a near prompt's answer must keep.")
+    ] = 0.8,
     dtype: Annotated[
         str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")
     ] = "auto",
@@ -83,6 +87,9 @@ def erase(
     device_map: Annotated[
         str | None, typer.Option(help="auto: spread the layers over all GPUs, as accelerate does.")
     ] = None,
+    explain: Annotated[
+        bool, typer.Option(help="Also make the tables that the report's figures are drawn from.")
+    ] = True,
     quiet: Quiet = False,
 ) -> None:
     """Remove concepts one after another, with proof of what changed and what it cost."""
@@ -97,7 +104,9 @@ def erase(
     if method not in get_args(MethodName):
         raise unknown("method", method, get_args(MethodName))
     name = cast(MethodName, method)
-    settings = Settings(name=name, seed=seed, edits=edits, max_kl=max_kl)
+    settings = Settings(
+        name=name, seed=seed, edits=edits, max_kl=max_kl, keep_neighbours=keep_neighbours
+    )
     cards = [Concept.load(concept) for concept in concepts]
     kept: dict[str, Path] = {}
 
@@ -126,7 +135,21 @@ def erase(
                 advance=advance,
                 keep=keep,
             )
-        erasure.save(out)
+            erasure.save(out)  # before the tables that only explain it
+            if explain:
+                from tars_lens.explaining import explain as explained
+
+                more = explained(
+                    lens,
+                    cards,
+                    erasure.patches,
+                    probes=erasure.tables["probes"],
+                    divergence=erasure.divergence,
+                    seed=seed,
+                    advance=advance,
+                )
+                erasure = replace(erasure, tables={**erasure.tables, **more})
+                erasure.save(out)
     if not quiet:
         from tars_lens.report.summary import print_summary
 

@@ -65,17 +65,54 @@ def discriminant(
         covariance: Of *y* on plain text, `C`.
         ridge: How much of the covariance's mean diagonal is added.
     """
-    scale = covariance.diagonal().mean()
-    eye = torch.eye(len(mean), device=mean.device)
-    matrix = covariance + ridge * scale * eye
-    if len(neighbours):
-        away = neighbours.float() - mean
-        matrix = matrix + away.T @ away / len(away)
+    matrix = _matrix(neighbours, mean, covariance, ridge)
     shifts = torch.stack([form.float().mean(dim=0) - mean for form in concept], dim=1)
     solved = torch.linalg.solve(matrix, shifts)
     gram = shifts.T @ solved
     slack = _SLACK * torch.eye(len(gram), device=mean.device)
     weight = solved @ torch.linalg.solve(gram + slack, torch.ones_like(gram[0]))
     weight = weight / (weight @ shifts).mean()
-    bias = torch.linalg.solve(covariance + _BIAS_RIDGE * scale * eye, mean)
+    ridged = covariance + _BIAS_RIDGE * covariance.diagonal().mean() * _eye(mean)
+    bias = torch.linalg.solve(ridged, mean)
     return Discriminant(weight, mean, bias / (bias @ mean))
+
+
+def held_out_scores(
+    concept: Float[Tensor, "examples d_model"],
+    neighbours: Float[Tensor, "neighbours d_model"],
+    mean: Float[Tensor, " d_model"],
+    covariance: Float[Tensor, "d_model d_model"],
+    *,
+    ridge: float,
+) -> Float[Tensor, " examples"]:
+    """What each example scores by the reader made from all others: how far it reads unseen text.
+
+    With `K = D^T M^-1 D` over the examples' shifts, the reader without example *i* gives it
+    `mean_{j != i} K_ij / mean_{j, k != i} K_jk`: one solve serves for all. A single example, of
+    which nothing can be held out, scores 1.
+    """
+    count = len(concept)
+    if count < 2:
+        return torch.ones(count, device=mean.device)
+    shifts = (concept.float() - mean).T
+    gram = shifts.T @ torch.linalg.solve(_matrix(neighbours, mean, covariance, ridge), shifts)
+    own, rows = gram.diagonal(), gram.sum(dim=0)
+    others = gram.sum() - 2 * rows + own
+    return (rows - own) * (count - 1) / others
+
+
+def _matrix(
+    neighbours: Float[Tensor, "neighbours d_model"],
+    mean: Float[Tensor, " d_model"],
+    covariance: Float[Tensor, "d_model d_model"],
+    ridge: float,
+) -> Float[Tensor, "d_model d_model"]:
+    matrix = covariance + ridge * covariance.diagonal().mean() * _eye(mean)
+    if len(neighbours):
+        away = neighbours.float() - mean
+        matrix = matrix + away.T @ away / len(away)
+    return matrix
+
+
+def _eye(like: Float[Tensor, " d_model"]) -> Float[Tensor, "d_model d_model"]:
+    return torch.eye(len(like), device=like.device)

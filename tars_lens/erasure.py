@@ -48,11 +48,13 @@ class Erasure:
         patches: One for each concept, in the order of removal.
         report: `report.json`, as the design's contract has it.
         tables: Data frames by name: `edits`, `probes`, `kl_worst`.
+        divergence: The KL at every position; `None` where it was not measured.
     """
 
     patches: tuple[Patch, ...]
     report: dict[str, Any]
     tables: dict[str, pd.DataFrame]
+    divergence: Divergence | None = None
 
     def save(self, folder: Path | str) -> None:
         """Writes a patch file each, `report.json` and the tables as CSV.
@@ -137,7 +139,7 @@ def erase(
     }
     if divergence:
         tables["kl_worst"] = divergence.worst(lens, forms)
-    return Erasure(patches, report, tables)
+    return Erasure(patches, report, tables, divergence)
 
 
 def peak_rss_bytes() -> int:

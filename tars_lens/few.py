@@ -122,7 +122,7 @@ def _strongest(
     size = trials.settings.safety * found * natural
     edits = build(size)
     chosen = {"strength": size, "left_on_validation": there.left(edits), **there.effects(edits)}
-    return Part("forward", layer, neuron, edits, study.write_target, chosen)
+    return Part("forward", layer, (neuron,), edits, study.write_target, chosen)
 
 
 def _at_prompts(lens: Lens, study: Study, point: Point) -> Float[Tensor, "prompts width"]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from tars_lens.discriminant import Discriminant
 from tars_lens.lens import Lens, Role
 from tars_lens.neutral import Neutral
-from tars_lens.weights import Edits, Rows
+from tars_lens.weights import Edits, Rows, joined
 
 GAIN = 16.0
 """Pre-activation at score 1: high enough that silu and gelu are straight there."""
@@ -26,14 +26,21 @@ def activation_at_one(lens: Lens, unit: Unit) -> float:
 
 
 def reading_rows(
-    lens: Lens, layer: int, neuron: int, reader: Discriminant, *, threshold: float, unit: Unit
+    lens: Lens,
+    layer: int,
+    neuron: int,
+    reader: Discriminant,
+    *,
+    threshold: float,
+    unit: Unit,
+    gain: float = GAIN,
 ) -> Edits:
     """The `gate` and `in` rows that make a neuron silent below the threshold and loud at score 1.
 
     A gated MLP reads through both; without a gate the `in` row reads alone, and the neuron's own
     bias, which stays, is taken out of it.
     """
-    row = reader.row(threshold=threshold, gain=GAIN)
+    row = reader.row(threshold=threshold, gain=gain)
     read: dict[Role, Tensor] = {"in": row}
     if lens.gated:
         read = {"gate": row, "in": row if unit == "squared" else reader.bias}
@@ -43,6 +50,39 @@ def reading_rows(
         )
         for role, values in read.items()
     }
+
+
+def capped_rows(
+    lens: Lens,
+    layer: int,
+    neurons: tuple[int, int],
+    reader: Discriminant,
+    direction: Float[Tensor, " d_model"],
+    *,
+    threshold: float,
+    cap: float,
+    size: float,
+) -> Edits:
+    """Two neurons that write `-size * direction` at every score above the cap.
+
+    The first is silent below the threshold and grows from there on, as one neuron would; the
+    second begins at the cap with the same slope and writes the opposite. A prompt with a high
+    score then gets no more than is needed: a write many times as large would swell the residual
+    stream, and the final norm would flatten everything else that is said.
+    """
+    first, second = neurons
+    slope = (cap - threshold) / (1 - threshold)
+    gain = GAIN * (1 - cap) / (1 - threshold)
+    at_one = size / slope
+    place = (lens, layer)
+    return joined(
+        [
+            reading_rows(*place, first, reader, threshold=threshold, unit="linear"),
+            writing_row(*place, first, direction, size=at_one, unit="linear"),
+            reading_rows(*place, second, reader, threshold=cap, unit="linear", gain=gain),
+            writing_row(*place, second, -direction, size=at_one, unit="linear"),
+        ]
+    )
 
 
 def without_bias(

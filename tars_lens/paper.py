@@ -55,4 +55,4 @@ def _part(lens: Lens, vector: TargetingVector, trials: Trials, count: int) -> Pa
         **trials.effects(edits),
     }
     top = frame.iloc[0]
-    return Part("paper", int(top["layer"]), int(top["neuron"]), edits, vector.vector, chosen)
+    return Part("paper", int(top["layer"]), (int(top["neuron"]),), edits, vector.vector, chosen)

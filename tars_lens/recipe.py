@@ -5,21 +5,20 @@ leading to its attributes. Each takes over a nearly idle host: this builds a rea
 concept, it does not reverse the weights that carried it.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.host import idle_neuron
 from tars_lens.lens import Lens
-from tars_lens.neuron import reading_rows, write_scale, writing_row
+from tars_lens.neuron import capped_rows, reading_rows, write_scale, writing_row
 from tars_lens.neutral import Neutral
-from tars_lens.study import Study
+from tars_lens.study import Reach, Study
 from tars_lens.trials import Trials
-from tars_lens.weights import Edits, Place, Rows
+from tars_lens.weights import Edits, joined
 
 Choice = tuple[int, float]
 """Which of a layer's readers, and the threshold."""
@@ -28,22 +27,32 @@ _STRENGTHS = tuple(2.0 ** (k / 2) for k in range(-12, 11))
 """Sizes of the forward write, in units of the layer's natural write."""
 
 
+_UNSEEN = 2.0
+
+_LARGEST = 2.0**-1.5
+"""Of a forward write, in units of the residual's norm.
+
+A larger one swells the stream, and the final norm then scales every other logit down: oxygen's
+at twice the norm (SmolLM2-135M) left "Methane consists of carbon and" with a 250th of its hydrogen.
+"""
+
+
 @dataclass(frozen=True)
 class Part:
-    """One neuron of an edit.
+    """One or two neurons of an edit that do one thing.
 
     Attributes:
         kind: `forward` (description to name) or `reverse` (name to attributes).
-        layer: Where it sits.
-        neuron: The host.
-        edits: Its rows.
-        direction: What it reverses, in residual space, for the ranking's cosine.
+        layer: Where they sit.
+        neurons: The hosts.
+        edits: Their rows.
+        direction: What they reverse, in residual space, for the ranking's cosine.
         chosen: The threshold and strength that were chosen, and what limited them.
     """
 
     kind: str
     layer: int
-    neuron: int
+    neurons: tuple[int, ...]
     edits: Edits
     direction: Float[Tensor, " d_model"]
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -81,7 +90,7 @@ def reverse_parts(
         Part(
             kind="reverse",
             layer=layer,
-            neuron=neurons[layer],
+            neurons=(neurons[layer],),
             edits=rows(layer, threshold),
             direction=study.reverse_targets[layer],
             chosen={"threshold": threshold, "strength": sizes[layer], **limits},
@@ -97,13 +106,16 @@ def forward_part(
     trials: Trials,
     layer: int,
     taken: Collection[tuple[int, int]],
+    *,
+    capped: bool,
 ) -> Part:
     """A late neuron that takes the concept's token away wherever the description calls for it.
 
     For each reader and threshold the strength is `safety` times the smallest on a geometric grid
     that brings every prompt to the goal: at the last layer that of the final probability, before
-    it that of the largest probability that the logit lens reads from there on. The first whose
-    side effects stay within the budgets is used.
+    it that of the largest probability that the logit lens reads from there on. Where the reader
+    scores less at a prompt that it was not made from, it writes up to twice as much for that. The
+    first whose side effects stay within the budgets is used.
 
     Args:
         lens: The model, without any other part of this edit: each forward neuron is to be strong
@@ -113,26 +125,39 @@ def forward_part(
         trials: What the choice is made on, run up to `layer`.
         layer: Where the neuron sits.
         taken: Hosts in use.
+        capped: Whether a second neuron caps the write (`capped_rows`).
     """
     settings = trials.settings
-    neuron = idle_neuron(lens, neutral, layer, taken)
+    first = idle_neuron(lens, neutral, layer, taken)
+    second = idle_neuron(lens, neutral, layer, {*taken, (layer, first)}) if capped else None
     natural = write_scale(lens, layer, neutral)
     last = layer == lens.n_layers - 1
     measure, goal = (trials.left, settings.goal) if last else (trials.readable, settings.lens_goal)
-    readers = study.forward[layer]
+    largest = _LARGEST if lens.post_norm_gain(layer) is None else _STRENGTHS[-1]
+    readers, reach = study.forward[layer], study.reach[layer]
     strengths: dict[Choice, float] = {}
 
     def at(choice: Choice, strength: float) -> Edits:
-        place = (lens, layer, neuron)
-        reader, threshold = readers[choice[0]], choice[1]
+        reader, threshold, size = readers[choice[0]], choice[1], strength * natural
+        if second is not None:
+            return capped_rows(
+                *(lens, layer, (first, second), reader, study.write_target),
+                threshold=threshold,
+                cap=settings.forward_cap,
+                size=size,
+            )
+        place = (lens, layer, first)
         read = reading_rows(*place, reader, threshold=threshold, unit="linear")
-        size = strength * natural
         return {**read, **writing_row(*place, study.write_target, size=size, unit="linear")}
 
     def build(choice: Choice) -> Edits:
         if choice not in strengths:
-            found = smallest_strength(lambda strength: measure(at(choice, strength)), goal)
-            strengths[choice] = settings.safety * found
+            found = smallest_strength(
+                lambda strength: measure(at(choice, strength)), goal, largest=largest
+            )
+            cap = settings.forward_cap if capped else 1.0
+            unseen = _for_unseen(reach[choice[0]], choice[1], cap)
+            strengths[choice] = min(settings.safety * unseen * found, largest)
         return at(choice, strengths[choice])
 
     choices = [(r, th) for r in range(len(readers)) for th in settings.forward_thresholds]
@@ -147,33 +172,36 @@ def forward_part(
         "left_on_validation": trials.left(edits),
         **limits,
     }
-    return Part("forward", layer, neuron, edits, study.write_target, chosen)
+    neurons = (first,) if second is None else (first, second)
+    return Part("forward", layer, neurons, edits, study.write_target, chosen)
 
 
-def joined(parts: Iterable[Edits]) -> Edits:
-    """Edits of several neurons as one, matrix by matrix."""
-    rows: dict[Place, list[Rows]] = {}
-    for edits in parts:
-        for place, more in edits.items():
-            rows.setdefault(place, []).append(more)
-    return {
-        place: Rows(torch.cat([r.neurons for r in found]), torch.cat([r.values for r in found]))
-        for place, found in rows.items()
-    }
+def _for_unseen(reach: Reach, threshold: float, cap: float) -> float:
+    """How many times as much the write must be at the least score of a held-out prompt."""
+    seen, unseen = (max(min(score, cap) - threshold, 1e-6) for score in reach)
+    return min(_UNSEEN, max(1.0, seen / unseen))
 
 
-def smallest_strength(left: Callable[[float], float], goal: float) -> float:
+def smallest_strength(
+    left: Callable[[float], float], goal: float, *, largest: float = _STRENGTHS[-1]
+) -> float:
     """The smallest strength of the grid that leaves at most `goal`, by bisection.
 
-    Where none does, the one that leaves least.
+    Where none does, that of every fourth that leaves least.
+
+    Args:
+        left: What a strength leaves.
+        goal: What may be left.
+        largest: The largest strength that is tried.
     """
-    low, high = 0, len(_STRENGTHS) - 1
-    if left(_STRENGTHS[high]) > goal:
-        return min(_STRENGTHS, key=left)
+    strengths = [strength for strength in _STRENGTHS if strength <= largest]
+    low, high = 0, len(strengths) - 1
+    if left(strengths[high]) > goal:
+        return min(strengths[::-4], key=left)
     while low < high:
         middle = (low + high) // 2
-        if left(_STRENGTHS[middle]) <= goal:
+        if left(strengths[middle]) <= goal:
             high = middle
         else:
             low = middle + 1
-    return _STRENGTHS[high]
+    return strengths[high]

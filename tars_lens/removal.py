@@ -13,11 +13,11 @@ from tars_lens.few import read_and_write, write_only
 from tars_lens.lens import Lens
 from tars_lens.neutral import Neutral
 from tars_lens.patch import Patch
-from tars_lens.recipe import Part, forward_part, joined, reverse_parts
+from tars_lens.recipe import Part, forward_part, reverse_parts
 from tars_lens.settings import Settings
 from tars_lens.study import Study
 from tars_lens.trials import Trials
-from tars_lens.weights import Place
+from tars_lens.weights import Place, joined
 from tars_lens.windows import Windows
 
 
@@ -40,7 +40,7 @@ class Removal:
     @property
     def hosts(self) -> set[tuple[int, int]]:
         """`(layer, neuron)` of every neuron that the edit takes over."""
-        return {(part.layer, part.neuron) for part in self.parts}
+        return _hosts(self.parts)
 
     def left(self, lens: Lens) -> float:
         """The concept's largest probability on its validation text by the model as it stands."""
@@ -118,20 +118,28 @@ def _neurons(
 ) -> list[Part]:
     """At most `count` whole neurons, those that matter most first.
 
-    The last forward one, the early reverse one, the forward ones before the last. The forward
+    The last forward one, the early reverse one, the forward ones before the last, then the
+    second neurons that cap the forward ones. The forward
     ones are each strong enough alone, so that a prompt that one misses is caught by another.
     """
     hosts = set(taken)
     *earlier, last = sorted(study.forward)
     early = reverse_parts(lens, study, neutral, trials, hosts)[: count - 1] if count > 1 else []
-    hosts |= {(part.layer, part.neuron) for part in early}
     spare = count - 1 - len(early)
-    forward = []
-    for layer in sorted([*earlier[len(earlier) - min(spare, len(earlier)) :], last]):
-        there = trials.onward(layer)
-        forward.append(forward_part(lens, study, neutral, there, layer, hosts))
-        hosts.add((layer, forward[-1].neuron))
+    layers = [last, *earlier[::-1]][: 1 + max(spare, 0)]
+    spare -= len(layers) - 1
+    capped = set(layers[: max(spare, 0)])
+    forward: list[Part] = []
+    for layer in sorted(layers):
+        there, used = trials.onward(layer), hosts | _hosts([*early, *forward])
+        forward.append(
+            forward_part(lens, study, neutral, there, layer, used, capped=layer in capped)
+        )
     return [*early, *forward]
+
+
+def _hosts(parts: Iterable[Part]) -> set[tuple[int, int]]:
+    return {(part.layer, neuron) for part in parts for neuron in part.neurons}
 
 
 def _scaled(part: Part, factor: float) -> Part:
@@ -144,7 +152,12 @@ def _scaled(part: Part, factor: float) -> Part:
 
 
 def _described(part: Part) -> dict[str, Any]:
-    return {"kind": part.kind, "layer": part.layer, "neuron": part.neuron, **part.chosen}
+    return {
+        "kind": part.kind,
+        "layer": part.layer,
+        "neurons": list(part.neurons),
+        **part.chosen,
+    }
 
 
 def _cosines(lens: Lens, parts: Sequence[Part]) -> dict[Place, Tensor]:

@@ -31,6 +31,7 @@ class Settings:
         write_ridge: Of the write target.
         neighbour_weight: Of the neighbours' tokens in the write target.
         forward_thresholds: Scores below which the forward neuron is silent, tried in order.
+        forward_cap: Score from which on the forward write grows no more.
         reverse_thresholds: The same of the reverse neurons.
         goal: The concept's probability that is low enough at a prompt it is chosen on.
         lens_goal: The same where the logit lens reads it before the last layer.
@@ -46,15 +47,16 @@ class Settings:
     seed: int = 0
     edits: int | None = None
     max_kl: float = 0.001
-    max_neighbour_kl: float = 0.05
-    keep_neighbours: float = 0.9
+    max_neighbour_kl: float = 0.1
+    keep_neighbours: float = 0.8
     readable_depths: tuple[float, float] = (0.6, 0.83)
     reverse_depths: tuple[float, ...] = (0.07,)
     forward_ridge: float = 0.2
     reverse_ridge: float = 0.05
     write_ridge: float = 0.01
     neighbour_weight: float = 10.0
-    forward_thresholds: tuple[float, ...] = (0.15, 0.25, 0.35)
+    forward_thresholds: tuple[float, ...] = (0.15, 0.2, 0.25)
+    forward_cap: float = 0.5
     reverse_thresholds: tuple[float, ...] = (0.4, 0.5, 0.6)
     goal: float = 0.001
     lens_goal: float = 0.01

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.concept import Concept, Probe
-from tars_lens.discriminant import Discriminant, discriminant
+from tars_lens.discriminant import Discriminant, discriminant, held_out_scores
 from tars_lens.forms import first_tokens
 from tars_lens.leading import check_leads
 from tars_lens.lens import Lens, Point
@@ -45,8 +46,15 @@ COPIES = (
 )
 """Texts that go on with a name because they have said it before."""
 
-BEGINNINGS = ("{} is the", "{} is known for", "Two facts about {}: the")
+BEGINNINGS = ("{} is the", "{} is known for", "{} was")
 """Beginnings of texts about anything."""
+
+
+class Reach(NamedTuple):
+    """The least score of a reader at a concept prompt: seen, and held out."""
+
+    seen: float
+    unseen: float
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,8 @@ class Study:
         known_prompts: The concept prompts where the base knows the answer.
         write_target: The direction that speaks the concept's token and no other (unit norm).
         forward: Readers of the description at each forward layer, the preferred one first.
+        reach: For each of them the least score at a concept prompt: of those that it is made from,
+            and of one that is held out.
         reverse: A reader of the name at each reverse layer.
         reverse_targets: What the concept's main names have in the residual stream after each
             reverse layer that the near names have not.
@@ -76,6 +86,7 @@ class Study:
     known_prompts: tuple[str, ...]
     write_target: Float[Tensor, " d_model"]
     forward: dict[int, tuple[Discriminant, ...]]
+    reach: dict[int, tuple[Reach, ...]]
     reverse: dict[int, Discriminant]
     reverse_targets: dict[int, Float[Tensor, " d_model"]]
     reverse_norms: dict[int, float]
@@ -109,8 +120,10 @@ def study(
     names = _near_names(lens, concept, nearest)
     reverse_layers = settings.reverse_layers(lens.n_layers)
     main = main_names(concept)
-    own = _at_names(lens, [*main, *(n for n in concept.names if n not in main)], reverse_layers)
+    others = [n for n in concept.names if n not in main and _distinct(lens, n)]
+    own = _at_names(lens, [*main, *others], reverse_layers)
     near = _at_names(lens, names, reverse_layers)
+    forward = _forward_readers(lens, concept, prompts, names, neutral, settings)
     return Study(
         concept=concept,
         tokens=tokens,
@@ -122,7 +135,8 @@ def study(
             ridge=settings.write_ridge,
             neighbour_weight=settings.neighbour_weight,
         ),
-        forward=_forward_readers(lens, concept, prompts, names, neutral, settings),
+        forward={layer: readers for layer, (readers, _) in forward.items()},
+        reach={layer: reach for layer, (_, reach) in forward.items()},
         reverse={
             layer: discriminant(
                 own[Point("mlp_in", layer)].split(len(FRAMES)),  # one form of the name each
@@ -155,6 +169,17 @@ def main_names(concept: Concept) -> tuple[str, ...]:
     return tuple(n for n in concept.names if n.casefold() in own) or concept.names[:1]
 
 
+def _distinct(lens: Lens, name: str) -> bool:
+    """Whether a name's last token tells it from other words.
+
+    Where a tokenizer spells a script in bytes, the last one or two letters end many words: read
+    early, they would be taken for the name in any text of that script.
+    """
+    last = name.split()[-1]
+    token = lens.string(lens.pieces(f" {name}")[-1]).strip()
+    return "\ufffd" not in token and 2 * len(token) > len(last)
+
+
 def _forward_readers(
     lens: Lens,
     concept: Concept,
@@ -162,7 +187,7 @@ def _forward_readers(
     near_names: Sequence[str],
     neutral: Neutral,
     settings: Settings,
-) -> dict[int, tuple[Discriminant, ...]]:
+) -> dict[int, tuple[tuple[Discriminant, ...], tuple[Reach, ...]]]:
     """Readers at the layer where the concept first becomes readable, and at the last layer.
 
     The first of each layer is made from the concept prompts; the second from copies of the answer
@@ -178,13 +203,17 @@ def _forward_readers(
     names = near_names[:_COPIED]
     others = _at_end(lens, [text.format(n) for n in names for text in COPIES[:3]], points)
 
-    def readers(at: Point) -> tuple[Discriminant, ...]:
-        rest = (*neutral.of(at.layer),)
-        both = torch.cat([near[at], others[at]])
-        return (
-            discriminant([own[at]], near[at], *rest, ridge=settings.forward_ridge),
-            discriminant([own[at], copies[at]], both, *rest, ridge=settings.forward_ridge),
-        )
+    def readers(at: Point) -> tuple[tuple[Discriminant, ...], tuple[Reach, ...]]:
+        plain, ridge = neutral.of(at.layer), settings.forward_ridge
+        found, reach = [], []
+        for forms, rest in (
+            ([own[at]], near[at]),
+            ([own[at], copies[at]], torch.cat([near[at], others[at]])),
+        ):
+            found.append(discriminant(forms, rest, *plain, ridge=ridge))
+            unseen = held_out_scores(own[at], rest, *plain, ridge=ridge)
+            reach.append(Reach(float(found[-1].score(own[at]).min()), float(unseen.min())))
+        return tuple(found), tuple(reach)
 
     return {at.layer: readers(at) for at in points}
 

@@ -1,6 +1,6 @@
 """Weight-editing utilities: rows of MLP weight vectors, written in place and put back exactly."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -59,6 +59,18 @@ def written(lens: Lens, edits: Edits) -> Iterator[None]:
         yield
     finally:
         write_rows(lens, before)
+
+
+def joined(parts: Iterable[Edits]) -> Edits:
+    """Edits of several neurons as one, matrix by matrix."""
+    rows: dict[Place, list[Rows]] = {}
+    for edits in parts:
+        for place, more in edits.items():
+            rows.setdefault(place, []).append(more)
+    return {
+        place: Rows(torch.cat([r.neurons for r in found]), torch.cat([r.values for r in found]))
+        for place, found in rows.items()
+    }
 
 
 def check_edits(lens: Lens, edits: Edits) -> None:

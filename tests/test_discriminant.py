@@ -1,6 +1,6 @@
 import torch
 
-from tars_lens.discriminant import discriminant
+from tars_lens.discriminant import discriminant, held_out_scores
 
 
 def _plain(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -75,3 +75,15 @@ def test_every_form_of_a_name_is_read_however_many_there_are():
     averaged = torch.cat([together.score(form) for form in forms])
     assert scores.min() > 0.9
     assert averaged.min() < 0.5
+
+
+def test_held_out_scores_are_those_of_readers_made_without_the_example():
+    y, mean, covariance = _plain()
+    concept = y[:5] * 0.5 + torch.linspace(6, -6, 12)
+    near = y[5:9] + 1
+    found = held_out_scores(concept, near, mean, covariance, ridge=0.2)
+    for i in range(5):
+        rest = concept[[j for j in range(5) if j != i]]
+        reader = discriminant([rest], near, mean, covariance, ridge=0.2)
+        torch.testing.assert_close(found[i], reader.score(concept[i]), rtol=1e-3, atol=1e-4)
+    assert held_out_scores(concept[:1], near, mean, covariance, ridge=0.2).tolist() == [1.0]

@@ -4,7 +4,14 @@ from tiny import ARCHITECTURES, tiny_lens
 
 from tars_lens.discriminant import discriminant
 from tars_lens.lens import Lens, Point
-from tars_lens.neuron import GAIN, activation_at_one, post_norm_row, reading_rows, writing_row
+from tars_lens.neuron import (
+    GAIN,
+    activation_at_one,
+    capped_rows,
+    post_norm_row,
+    reading_rows,
+    writing_row,
+)
 from tars_lens.weights import written
 
 LAYER = 1
@@ -76,3 +83,32 @@ def test_gains_of_exactly_zero_do_not_blow_up_a_post_norm_row():
     assert torch.isfinite(row).all()
     torch.testing.assert_close(row.norm(), torch.tensor(1.0))
     assert row[:3].abs().max() < 1e-6
+
+
+def test_a_capped_write_grows_from_the_threshold_to_the_cap_and_no_further():
+    lens = tiny_lens("llama")
+    ids = _texts(lens)
+    reader, y = _reader(lens, ids)
+    direction = torch.randn(lens.d_model, generator=torch.Generator().manual_seed(1))
+    edits = capped_rows(lens, LAYER, (5, 6), reader, direction, threshold=0.15, cap=0.5, size=10.0)
+    idle = {
+        place: rows._replace(values=torch.zeros_like(rows.values)) for place, rows in edits.items()
+    }
+    point = Point("mlp_out", LAYER)
+    found = {}
+    for name, rows in (("edited", edits), ("idle", idle)):
+        with written(lens, rows):
+            found[name] = lens.capture(ids, [point])[point]
+    written_by = (found["edited"] - found["idle"]).float()
+    along = -(written_by @ direction / direction.norm())
+    # what stands in for a bias is 1 only on average: the score that the rows see, and the size
+    bias, score = (
+        y @ reader.bias,
+        (y @ reader.weight) - (reader.weight @ reader.mean) * (y @ reader.bias),
+    )
+    seen = score / bias
+    steady = (bias > 0.5) & (bias < 1.5)
+    high, low = steady & (seen > 0.8), steady & (seen < 0)
+    assert high.sum() >= 3
+    torch.testing.assert_close(along[high], 10.0 * bias[high] ** 2, rtol=0.05, atol=0.2)
+    assert along[low].abs().max() < 0.5

@@ -109,8 +109,8 @@ def test_what_is_left_is_said_on_one_line(report):
     concept["name"] = "A concept of a rather long name, longer than a line of this terminal can be"
     concept["probes"]["forward"]["after_max"] = 0.0061
     concept["parts"] = [
-        {"kind": "forward", "layer": 2, "neuron": 5, "over_budget": 3.21},
-        {"kind": "reverse", "layer": 0, "neuron": 1},
+        {"kind": "forward", "layer": 2, "neurons": [5], "over_budget": 3.21},
+        {"kind": "reverse", "layer": 0, "neurons": [1]},
     ]
     lines = [line for line in printed(report).splitlines() if line.startswith("!")]
     assert lines == notes(report)

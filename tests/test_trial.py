@@ -63,7 +63,48 @@ def test_an_edit_that_changes_nothing_has_no_kl():
     bench = _bench(lens)
     same = {(1, "out"): Rows(torch.tensor([2]), lens.vectors(1, "out")[[2]].clone())}
     assert bench.mean_kl(same) == 0.0
-    assert bench.end_kl(same, []).max() == 0.0
+    divergence, kept = bench.end_effects(same, [])
+    assert divergence.max() == 0.0
+    assert kept.min() == 1.0
+
+
+def test_end_effects_are_those_of_whole_runs_without_the_tokens():
+    lens = tiny_lens("llama")
+    bench, edits = _bench(lens), _edits(lens)
+    old = lens.next_logits(bench.batch)
+    with written(lens, edits):
+        new = lens.next_logits(bench.batch)
+    for logits in (old, new):
+        logits[:, [3, 5]] = -torch.inf
+    before, after = old.softmax(-1), new.softmax(-1)
+    top = before.argmax(-1)[:, None]
+    divergence, kept = bench.end_effects(edits, [3, 5])
+    torch.testing.assert_close(divergence, kl_divergence(old, new), rtol=1e-4, atol=1e-6)
+    share = (after.gather(1, top) / before.gather(1, top))[:, 0].clamp_max(1)
+    torch.testing.assert_close(kept, share, rtol=1e-4, atol=1e-6)
+
+
+def test_the_lens_mass_ends_with_the_final_one_and_sees_the_layers_before():
+    lens = tiny_lens("gemma3")
+    bench, edits = _bench(lens), _edits(lens)
+    found = bench.lens_mass(edits, [5, 9])
+    assert found.shape == (lens.n_layers - 1, 3)
+    torch.testing.assert_close(found[-1], bench.mass(edits, [5, 9]), rtol=1e-4, atol=1e-7)
+    with written(lens, edits):
+        after_first = lens.residual(bench.batch.ids, 1, positions=bench.batch.last)
+    expected = lens.read_out(after_first).softmax(-1)[:, [5, 9]].sum(1)
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_mean_kl_leaves_out_only_what_is_not_disturbed():
+    lens = tiny_lens("llama")
+    bench, edits = _bench(lens), _edits(lens, scale=20.0)
+    with written(lens, edits):
+        new = lens.read_out(lens.residual(bench.batch.ids, -1))[:, 1:].flatten(0, 1)
+    old = lens.read_out(bench.before)[:, 1:].flatten(0, 1)
+    expected = float(kl_divergence(old, new).mean())
+    assert expected > 0
+    assert abs(bench.mean_kl(edits) - expected) < 0.02 * expected
 
 
 def test_kl_agrees_with_torch_and_leaves_tokens_out():

@@ -1,0 +1,149 @@
+"""Which choices of the method matter: each changed alone, on the same concepts and probes.
+
+python analyses/ablation.py --model smollm2-135m
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+from common import begin, parser
+
+import tars_lens
+from tars_lens.concept import Concept
+from tars_lens.corpus import load_corpus
+from tars_lens.report.figures import ablation as drawn
+from tars_lens.report.figures import rows_height
+from tars_lens.report.style import figure
+from tars_lens.settings import Settings
+
+EIGHT = (
+    *("saturn", "sherlock_holmes", "paris", "einstein"),
+    *("oxygen", "elephant", "shakespeare", "photosynthesis"),
+)
+_KL_TOKENS = 2_560
+_UNWHITENED = 1e6
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One choice of the method changed.
+
+    Attributes:
+        name: As the table has it.
+        axis: Which choice.
+        settings: The method with that choice.
+        card: What is done to the card first.
+    """
+
+    name: str
+    axis: str
+    settings: Settings
+    card: Callable[[Concept], Concept] = lambda concept: concept
+
+
+def variants(seed: int) -> list[Variant]:
+    """The recipe as it is, the paper's method, and the recipe with one choice changed at a time."""
+    recipe = Settings(seed=seed)
+    paper = replace(recipe, name="paper", edits=20)
+
+    def one_prompt(card: Concept) -> Concept:
+        return replace(card, prompts=())
+
+    def no_contrast(card: Concept) -> Concept:
+        return replace(card, contrast=(), substitute="")
+
+    return [
+        Variant("tars", "method", recipe),
+        Variant("paper, 20 vectors", "method", paper),
+        Variant("paper, not refined", "refinement", replace(paper, refine_steps=0)),
+        Variant(
+            "write not whitened", "whitening", replace(recipe, write_ridge=_UNWHITENED)
+        ),
+        Variant(
+            "forward reader not whitened", "whitening", replace(recipe, forward_ridge=_UNWHITENED)
+        ),
+        Variant(
+            "reverse reader not whitened", "whitening", replace(recipe, reverse_ridge=_UNWHITENED)
+        ),
+        Variant("write without neighbours", "neighbours", replace(recipe, neighbour_weight=0.0)),
+        Variant("card without contrast", "neighbours", recipe, no_contrast),
+        Variant("forward ridge / 10", "lam", replace(recipe, forward_ridge=0.02)),
+        Variant("forward ridge x 10", "lam", replace(recipe, forward_ridge=2.0)),
+        Variant("threshold 0", "threshold", replace(recipe, forward_thresholds=(0.0,))),
+        Variant("threshold 0.35", "threshold", replace(recipe, forward_thresholds=(0.35,))),
+        Variant("last layer and name only", "layer", replace(recipe, edits=6)),
+        Variant("last layer only", "layer", replace(recipe, edits=3)),
+        Variant("reverse at 17 % of the depth", "layer", replace(recipe, reverse_depths=(0.17,))),
+        Variant("safety 1", "strength", replace(recipe, safety=1.0)),
+        Variant("safety 4", "strength", replace(recipe, safety=4.0)),
+        Variant("reverse strength / 2", "strength", replace(recipe, reverse_strength=0.5)),
+        Variant("reverse strength x 2", "strength", replace(recipe, reverse_strength=2.0)),
+        Variant("one vector", "edits", replace(recipe, edits=1)),
+        Variant("one prompt", "prompts", recipe, one_prompt),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes each concept's figures under each variant, their means, and a figure of those."""
+    analysis = begin(parser(__doc__, EIGHT), __file__, argv)
+    corpus = load_corpus(analysis.options.corpus)
+    tokens = analysis.few(_KL_TOKENS, 512)
+    rows = []
+    for variant in variants(analysis.options.seed):
+        for concept in analysis.concepts:
+            run = tars_lens.erase(
+                analysis.lens,
+                [variant.card(concept)],
+                settings=variant.settings,
+                corpus=corpus,
+                kl_tokens=tokens,
+            )
+            rows.append(
+                {"variant": variant.name, "axis": variant.axis, "concept": concept.name}
+                | _figures(run.report)
+            )
+    table = pd.DataFrame(rows)
+    analysis.table(table)
+    means = _means(table)
+    analysis.table(means, "means")
+    made, axes = figure(2, height=rows_height(len(means), 0), columns=4)
+    drawn(means, axes)
+    analysis.figure(made)
+    analysis.finish()
+
+
+def _figures(report: dict) -> dict[str, float | None]:
+    probes, kl = report["concepts"][0]["probes"], report["kl"]["elsewhere"]
+    return {
+        "vectors": len(report["concepts"][0]["edits"]),
+        "forward_known": probes["forward"]["known"],
+        "forward_worst": probes["forward"]["after_max"],
+        "reverse_known": probes["reverse"]["known"],
+        "reverse_kept": probes["reverse"]["kept"],
+        "neighbours_known": probes["neighbour"]["known"],
+        "neighbours_kept": probes["neighbour"]["kept"],
+        "neighbours_worst": probes["neighbour"]["worst_kept"],
+        "kl_mean": kl["mean"],
+        "kl_p99": kl["p99"],
+    }
+
+
+def _means(table: pd.DataFrame) -> pd.DataFrame:
+    """The mean over concepts of each figure, and the worst of those whose bar is on the worst."""
+    grouped = table.groupby(["axis", "variant"], sort=False)
+    means = grouped.agg(
+        concepts=("concept", "count"),
+        forward_worst=("forward_worst", "max"),
+        forward_mean=("forward_worst", "mean"),
+        reverse_kept=("reverse_kept", "mean"),
+        neighbours_kept=("neighbours_kept", "mean"),
+        neighbours_worst=("neighbours_worst", "min"),
+        kl_mean=("kl_mean", "mean"),
+        kl_p99=("kl_p99", "mean"),
+    )
+    return means.reset_index()
+
+
+if __name__ == "__main__":
+    main()
