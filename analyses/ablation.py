@@ -57,9 +57,7 @@ def variants(seed: int) -> list[Variant]:
         Variant("tars", "method", recipe),
         Variant("paper, 20 vectors", "method", paper),
         Variant("paper, not refined", "refinement", replace(paper, refine_steps=0)),
-        Variant(
-            "write not whitened", "whitening", replace(recipe, write_ridge=_UNWHITENED)
-        ),
+        Variant("write not whitened", "whitening", replace(recipe, write_ridge=_UNWHITENED)),
         Variant(
             "forward reader not whitened", "whitening", replace(recipe, forward_ridge=_UNWHITENED)
         ),
@@ -107,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     analysis.table(table)
     means = _means(table)
     analysis.table(means, "means")
-    made, axes = figure(2, height=rows_height(len(means), 0), columns=4)
+    made, axes = figure(2, height=rows_height(len(means)))
     drawn(means, axes)
     analysis.figure(made)
     analysis.finish()

@@ -45,7 +45,7 @@ class Discriminant:
 
 
 def discriminant(
-    concept: Sequence[Float[Tensor, "examples d_model"]],
+    concept: Sequence[Float[Tensor, "_ d_model"]],
     neighbours: Float[Tensor, "neighbours d_model"],
     mean: Float[Tensor, " d_model"],
     covariance: Float[Tensor, "d_model d_model"],

@@ -12,11 +12,12 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from tars_lens.forward_readers import Reach
 from tars_lens.host import idle_neuron
 from tars_lens.lens import Lens
 from tars_lens.neuron import capped_rows, reading_rows, write_scale, writing_row
 from tars_lens.neutral import Neutral
-from tars_lens.study import Reach, Study
+from tars_lens.study import Study
 from tars_lens.trials import Trials
 from tars_lens.weights import Edits, joined
 
@@ -113,9 +114,9 @@ def forward_part(
 
     For each reader and threshold the strength is `safety` times the smallest on a geometric grid
     that brings every prompt to the goal: at the last layer that of the final probability, before
-    it that of the largest probability that the logit lens reads from there on. Where the reader
-    scores less at a prompt that it was not made from, it writes up to twice as much for that. The
-    first whose side effects stay within the budgets is used.
+    it that of the largest probability that the logit lens reads from there on. Where the last
+    layer's reader scores less at a prompt that it was not made from, it writes up to twice as much
+    for that. The first whose side effects stay within the budgets is used.
 
     Args:
         lens: The model, without any other part of this edit: each forward neuron is to be strong
@@ -156,7 +157,7 @@ def forward_part(
                 lambda strength: measure(at(choice, strength)), goal, largest=largest
             )
             cap = settings.forward_cap if capped else 1.0
-            unseen = _for_unseen(reach[choice[0]], choice[1], cap)
+            unseen = _for_unseen(reach[choice[0]], choice[1], cap) if last else 1.0
             strengths[choice] = min(settings.safety * unseen * found, largest)
         return at(choice, strengths[choice])
 

@@ -55,7 +55,7 @@ class Settings:
     reverse_ridge: float = 0.05
     write_ridge: float = 0.01
     neighbour_weight: float = 10.0
-    forward_thresholds: tuple[float, ...] = (0.15, 0.2, 0.25)
+    forward_thresholds: tuple[float, ...] = (0.15, 0.25)
     forward_cap: float = 0.5
     reverse_thresholds: tuple[float, ...] = (0.4, 0.5, 0.6)
     goal: float = 0.001

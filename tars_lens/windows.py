@@ -52,6 +52,7 @@ def cut(lens: Lens, corpus: Corpus, *, reported_tokens: int = 25_600) -> Windows
     count = max(1, -(-reported_tokens // WIDTH))
     firsts: list[list[int]] = []
     later: list[list[int]] = []
+    more: list[list[int]] = []  # where a corpus has few documents
     spare = STATISTICS_WINDOWS + VALIDATION_WINDOWS
     for document in corpus.documents:
         if len(firsts) >= count and len(later) >= spare:
@@ -59,7 +60,8 @@ def cut(lens: Lens, corpus: Corpus, *, reported_tokens: int = 25_600) -> Windows
         pieces = _pieces(lens, document)
         firsts += pieces[:1] if len(firsts) < count else []
         later += pieces[1:4]  # a few of each article, so that no article rules the statistics
-    later, firsts = _hold_back(later, firsts, spare)
+        more += pieces[4:9]
+    later, firsts = _hold_back([*later, *more[: max(0, spare - len(later))]], firsts, spare)
     if not firsts or len(later) < 2:
         raise TarsError(
             f"the corpus {corpus.name!r} is too short: it gives {len(firsts)} windows of {WIDTH} "

@@ -23,7 +23,7 @@ class Answers:
 
     Attributes:
         probability: Of the answer as the next text, in float32.
-        top: Whether the model's likeliest next token begins a surface form of the answer.
+        top: Whether the model's likeliest next tokens spell a surface form of the answer.
     """
 
     probability: Float[Tensor, " probes"]
@@ -60,8 +60,10 @@ def answer_probabilities(
     for start in range(0, len(rows), _BATCH):
         chunk = rows[start : start + _BATCH]
         for row, logs in zip(chunk, _log_probabilities(lens, chunk), strict=True):
-            top[row.probe] = top[row.probe] or int(logs[0].argmax()) in {f[0] for f in row.forms}
+            likeliest = logs.argmax(dim=-1).tolist()
             for form in row.forms:
+                # all of it: one byte of a script begins many answers
+                top[row.probe] |= likeliest[: len(form)] == list(form)
                 steps = logs[torch.arange(len(form)), torch.tensor(form, device=logs.device)]
                 probability[row.probe] += steps.sum().exp().cpu()
     return Answers(probability, tuple(top))

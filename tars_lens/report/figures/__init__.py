@@ -6,6 +6,7 @@ tars_lens.report.style.save(figure, "forward")
 """
 
 from tars_lens.measure.spread import cosine_frame, kl_histogram
+from tars_lens.report.figures.choices import ablation
 from tars_lens.report.figures.damage import kl_by_concepts, kl_distribution
 from tars_lens.report.figures.effect import (
     depth,
@@ -25,6 +26,7 @@ from tars_lens.report.figures.vectors import (
 )
 
 __all__ = [
+    "ablation",
     "attribution_waterfall",
     "cosine_distribution",
     "cosine_frame",

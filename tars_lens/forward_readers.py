@@ -1,0 +1,98 @@
+"""Readers of a concept's description, where its name is about to be said."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tars_lens.concept import Concept
+from tars_lens.discriminant import Discriminant, discriminant, held_out_scores
+from tars_lens.forms import first_tokens
+from tars_lens.lens import Lens, Point
+from tars_lens.neutral import Neutral
+from tars_lens.settings import Settings
+
+_COPIED = 8
+_READABLE = 0.03
+
+COPIES = (
+    "{0}, {0}, {0},",
+    "The word is {0}. Again, the word is",
+    "1. {0}\n2. {0}\n3.",
+    "{0} and {0} and",
+    "Answer: {0}\nAnswer: {0}\nAnswer:",
+)
+"""Texts that go on with a name because they have said it before."""
+
+
+class Reach(NamedTuple):
+    """The least score of a reader at a concept prompt: seen, and held out."""
+
+    seen: float
+    unseen: float
+
+
+def forward_readers(
+    lens: Lens,
+    concept: Concept,
+    prompts: Sequence[str],
+    near_names: Sequence[str],
+    neutral: Neutral,
+    settings: Settings,
+) -> dict[int, tuple[tuple[Discriminant, ...], tuple[Reach, ...]]]:
+    """Readers at the layer where the concept first becomes readable, and at the last layer.
+
+    The first of each layer is made from the concept prompts; the second from copies of the answer
+    too. It reads descriptions unlike the card's (oxygen on Gemma-3-270M: 0.00 left on prompts it
+    has not seen, where the first leaves 0.03), and disturbs other text more.
+    """
+    last = lens.n_layers - 1
+    layers = sorted({_first_readable(lens, concept, prompts, settings), last})
+    points = [Point("mlp_in", layer) for layer in layers]
+    own = at_end(lens, prompts, points)
+    near = at_end(lens, [probe.prompt for probe in concept.contrast], points)
+    copies = at_end(lens, [text.format(concept.answer) for text in COPIES], points)
+    names = near_names[:_COPIED]
+    others = at_end(lens, [text.format(n) for n in names for text in COPIES[:3]], points)
+
+    def readers(at: Point) -> tuple[tuple[Discriminant, ...], tuple[Reach, ...]]:
+        plain, ridge = neutral.of(at.layer), settings.forward_ridge
+        found, reach = [], []
+        for forms, rest in (
+            ([own[at]], near[at]),
+            ([own[at], copies[at]], torch.cat([near[at], others[at]])),
+        ):
+            found.append(discriminant(forms, rest, *plain, ridge=ridge))
+            unseen = held_out_scores(own[at], rest, *plain, ridge=ridge)
+            reach.append(Reach(float(found[-1].score(own[at]).min()), float(unseen.min())))
+        return tuple(found), tuple(reach)
+
+    return {at.layer: readers(at) for at in points}
+
+
+def _first_readable(
+    lens: Lens, concept: Concept, prompts: Sequence[str], settings: Settings
+) -> int:
+    """The first layer after which the logit lens reads the concept, within the depths allowed."""
+    layers = settings.readable_layers(lens.n_layers)
+    tokens = first_tokens(lens, concept)
+    points = [Point("resid_post", layer) for layer in layers]
+    seen = at_end(lens, prompts, points)
+    for layer, point in zip(layers, points, strict=True):
+        mass = lens.read_out(seen[point]).softmax(dim=-1)[:, tokens].sum(dim=1)
+        if float(mass.max()) > _READABLE:
+            return layer
+    return layers[-1]
+
+
+def at_end(
+    lens: Lens, texts: Sequence[str], points: Sequence[Point]
+) -> dict[Point, Float[Tensor, "examples d_model"]]:
+    """What passes the points at the last token of each text."""
+    if not texts:
+        empty = torch.zeros(0, lens.d_model, device=lens.device)
+        return dict.fromkeys(points, empty)
+    batch = lens.prompts(texts)
+    return lens.capture(batch.ids, points, positions=batch.last)
