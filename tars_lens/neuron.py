@@ -11,8 +11,12 @@ from tars_lens.lens import Lens, Role
 from tars_lens.neutral import Neutral
 from tars_lens.weights import Edits, Rows, joined
 
-GAIN = 16.0
-"""Pre-activation at score 1: high enough that silu and gelu are straight there."""
+GAIN = 64.0
+"""Pre-activation at score 1: high enough that the neuron is silent below a threshold of 0.15.
+
+At 16 the gate stands at -2.8 where the score is 0, and silu of that writes a hundredth of the
+stream's norm on all text: five concepts then had a median KL of 0.0026 (SmolLM2-135M).
+"""
 
 _POST_NORM_RIDGE = 0.05
 

@@ -126,14 +126,14 @@ def evaluate(
     others = controls_of(lens, subject, concepts, seed=seed) if with_controls else ()
     subjects = (subject, *others)
     plan = [(each, measure) for each in subjects for measure in measures_of(suite, each)]
-    store = Store(keep, _fingerprint(base), resume=resume)
+    store = Store(keep, fingerprint(base), resume=resume)
     contexts = {each.name: Context(base, each) for each in subjects}
     results: dict[str, dict[str, Result]] = {each.name: {} for each in subjects}
     for done, (each, measure) in enumerate(plan):
         say(f"{each.name}: {measure.name}", done, len(plan))
         result = store.load(each.name, each.digest, measure.name)
         if result is None:
-            result, row = _taken(contexts[each.name], measure)
+            result, row = taken(contexts[each.name], measure)
             cost.append(row)
             store.keep(each.name, each.digest, result)
         results[each.name][measure.name] = result
@@ -141,7 +141,7 @@ def evaluate(
     return Evaluation(_report(base, subject, results), results, pd.DataFrame(cost))
 
 
-def _taken(context: Context, measure: Measure) -> tuple[Result, dict[str, Any]]:
+def taken(context: Context, measure: Measure) -> tuple[Result, dict[str, Any]]:
     declared = measure.cost(context)
     started, passes = time.perf_counter(), Passes()
     with counted(context.lens, passes):
@@ -196,7 +196,7 @@ def _report(base: Base, subject: Subject, results: dict[str, dict[str, Result]])
     )
 
 
-def _fingerprint(base: Base) -> str:
+def fingerprint(base: Base) -> str:
     parts = {
         "model": describe_model(base.lens),
         "concepts": [concept.to_dict() for concept in base.concepts],

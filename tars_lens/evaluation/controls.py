@@ -48,7 +48,7 @@ def blocked(lens: Lens, concepts: Sequence[Concept]) -> Subject:
 
     @contextmanager
     def held(base: Lens) -> Iterator[Lens]:
-        with _own_unembedding(base):
+        with own_unembedding(base):
             rows = base.unembedding
             mean = rows.float().mean(dim=1).to(rows.dtype)
             rows[:, tokens] = mean[:, None]
@@ -58,7 +58,7 @@ def blocked(lens: Lens, concepts: Sequence[Concept]) -> Subject:
 
 
 @contextmanager
-def _own_unembedding(lens: Lens) -> Iterator[None]:
+def own_unembedding(lens: Lens) -> Iterator[None]:
     """Gives the model a copy of its unembedding that nothing else shares, then the old one back."""
     module, name = _unembedding_parameter(lens)
     shared = module._parameters[name]

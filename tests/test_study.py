@@ -1,0 +1,134 @@
+"""What is gathered of a concept, and the material its edit is chosen on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import tiny_lens
+from tiny_concept import world
+
+from tars_lens.concept import Concept
+from tars_lens.corpus import load_corpus
+from tars_lens.loading import load
+from tars_lens.neutral import Neutral
+from tars_lens.recipe import _LARGEST, forward_part, reverse_parts, smallest_strength
+from tars_lens.settings import Settings
+from tars_lens.study import main_names, study
+from tars_lens.trials import Trials
+from tars_lens.unembedding import Unembedding
+from tars_lens.weights import written
+from tars_lens.windows import cut
+
+
+@pytest.fixture(scope="module")
+def place():
+    """The tiny world's model, card, text and statistics."""
+    lens = load(world().model, progress=False)
+    windows = cut(lens, load_corpus(str(world().corpus)), reported_tokens=512)
+    settings = Settings()
+    neutral = Neutral.fit(lens, windows.statistics, settings.layers(lens.n_layers))
+    concept = Concept.load(world().card)
+    studied = study(lens, concept, neutral, Unembedding.fit(lens), settings)
+    return lens, concept, windows, neutral, settings, studied
+
+
+def _trials(place, layer, **changes):
+    lens, concept, windows, _, settings, studied = place
+    settings = replace(settings, **changes)
+    return Trials.of(
+        *(lens, concept, studied.known_prompts, studied.tokens, windows, settings, layer),
+        near_texts=studied.near_texts,
+    )
+
+
+def test_main_names_are_the_cards_own_whatever_else_it_is_called():
+    card = Concept("Saturn", "Saturn", "p", names=("Сатурн", "saturn", "Saturne"))
+    assert main_names(card) == ("saturn",)
+    assert main_names(replace(card, names=("Sat", "Urn"))) == ("Sat",)
+
+
+def test_the_reverse_target_is_the_main_names_trace(place):
+    lens, concept, _, neutral, settings, studied = place
+    layer = settings.reverse_layers(lens.n_layers)[0]
+    other = replace(concept, names=(*concept.names, "w7", "w8"))
+    again = study(lens, other, neutral, Unembedding.fit(lens), settings)
+    torch.testing.assert_close(again.reverse_targets[layer], studied.reverse_targets[layer])
+    assert again.reverse_norms[layer] == pytest.approx(studied.reverse_norms[layer])
+
+
+def test_trials_leave_out_plain_text_that_names_the_concept(place):
+    lens, concept, windows, *_ = place
+    trials = _trials(place, 0)
+    texts = [lens.tokenizer.decode(ids) for ids in trials.plain.batch.ids]
+    every = [lens.tokenizer.decode(ids) for ids in windows.validation]
+    assert any(concept.answer in text.split() for text in every)
+    assert texts and not any(concept.answer in text.split() for text in texts)
+
+
+def test_a_forward_part_reaches_its_goal_alone_and_its_cap_takes_a_second_host(place):
+    lens, _, _, neutral, settings, studied = place
+    last = lens.n_layers - 1
+    trials = _trials(place, last)
+    before = trials.left({})
+    for capped in (False, True):
+        part = forward_part(lens, studied, neutral, trials, last, (), capped=capped)
+        assert len(part.neurons) == 1 + capped
+        assert part.chosen["left_on_validation"] == pytest.approx(trials.left(part.edits))
+        assert trials.left(part.edits) < before / 10
+        natural = float(neutral.residual_norm[last])
+        assert part.chosen["strength"] <= _LARGEST * natural * 1.001
+
+
+def test_budgets_that_cannot_be_kept_are_told(place):
+    lens, _, _, neutral, _, studied = place
+    trials = _trials(place, lens.n_layers - 1, max_kl=1e-12, max_neighbour_kl=1e-12)
+    part = forward_part(lens, studied, neutral, trials, lens.n_layers - 1, (), capped=False)
+    assert part.chosen["over_budget"] > 1
+
+
+def test_reverse_parts_take_free_hosts_and_leave_the_model_alone(place):
+    lens, _, _, neutral, settings, studied = place
+    layer = settings.reverse_layers(lens.n_layers)[0]
+    trials = _trials(place, layer)
+    before = lens.tensor_sha256(layer, "out")
+    (first,) = reverse_parts(lens, studied, neutral, trials, ())
+    (second,) = reverse_parts(
+        lens, studied, neutral, trials, {(layer, neuron) for neuron in first.neurons}
+    )
+    assert not set(first.neurons) & set(second.neurons)
+    assert lens.tensor_sha256(layer, "out") == before
+    with written(lens, first.edits):
+        assert lens.tensor_sha256(layer, "out") != before
+    assert lens.tensor_sha256(layer, "out") == before
+
+
+def test_the_smallest_strength_that_reaches_the_goal_is_found():
+    tried = []
+
+    def left(strength):
+        tried.append(strength)
+        return 1 / (1 + 100 * strength)
+
+    found = smallest_strength(left, 0.05)
+    assert left(found) <= 0.05 < left(found / 2**0.5)
+    assert len(tried) < 10
+    assert smallest_strength(left, 0.05, largest=0.1) <= 0.1
+
+
+def test_keep_neighbours_must_be_a_share():
+    with pytest.raises(Exception, match="keep-neighbours"):
+        Settings(keep_neighbours=1.0)
+
+
+def test_a_model_without_near_words_still_has_a_reverse_target():
+    lens = tiny_lens("llama")
+    settings = Settings()
+    ids = torch.randint(4, 60, (4, 16), generator=torch.Generator().manual_seed(0))
+    neutral = Neutral.fit(lens, ids, settings.layers(lens.n_layers))
+    prompt = next(
+        f"w{i}" for i in range(60) if lens.next_logits(lens.prompts([f"w{i}"])).argmax() > 0
+    )
+    answer = lens.string(int(lens.next_logits(lens.prompts([prompt])).argmax())).strip()
+    card = Concept("a word", answer, prompt, names=(answer,))
+    studied = study(lens, card, neutral, Unembedding.fit(lens), settings)
+    assert all(torch.isfinite(target).all() for target in studied.reverse_targets.values())
