@@ -14,6 +14,7 @@ import typer
 from tars_lens import (
     cli_card,
     cli_chat,
+    cli_compare,
     cli_evaluate,
     cli_inspect,
     cli_neuron,
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.add_typer(cli_patch.app, name="patch")
 app.command()(cli_card.card)
 app.command()(cli_evaluate.evaluate)
+app.command()(cli_compare.compare)
 app.command()(cli_inspect.inspect)
 app.command()(cli_report.report)
 app.command()(cli_plan.plan)
@@ -76,7 +78,7 @@ def erase(
     ] = 25_600,
     max_kl: Annotated[
         float, typer.Option(help="Mean KL on plain validation text that each part of an edit may cost.")
-    ] = 0.0005,
+    ] = 0.001,
     keep_neighbours: Annotated[
         float, typer.Option(help="Share of its probability that a near prompt's answer must keep.")
     ] = 0.8,

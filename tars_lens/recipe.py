@@ -21,14 +21,17 @@ from tars_lens.study import Study
 from tars_lens.trials import Trials
 from tars_lens.weights import Edits, joined
 
-Choice = tuple[int, float]
-"""Which of a layer's readers, and the threshold."""
+Choice = tuple[int, float, float]
+"""Which of a layer's readers, the threshold, and the share of the full strength."""
 
 _STRENGTHS = tuple(2.0 ** (k / 2) for k in range(-12, 11))
 """Sizes of the forward write, in units of the layer's natural write."""
 
 
 _UNSEEN = 2.0
+
+_SHARES = (1.0, 0.7, 0.5)
+"""Of the full strength, tried in order: less margin where nothing else keeps the budgets."""
 
 _LARGEST = 2.0**-1.5
 """Of a forward write, in units of the residual's norm.
@@ -136,10 +139,10 @@ def forward_part(
     measure, goal = (trials.left, settings.goal) if last else (trials.readable, settings.lens_goal)
     largest = _LARGEST if lens.post_norm_gain(layer) is None else _STRENGTHS[-1]
     readers, reach = study.forward[layer], study.reach[layer]
-    strengths: dict[Choice, float] = {}
+    strengths: dict[tuple[int, float], float] = {}
 
-    def at(choice: Choice, strength: float) -> Edits:
-        reader, threshold, size = readers[choice[0]], choice[1], strength * natural
+    def at(reading: tuple[int, float], strength: float) -> Edits:
+        reader, threshold, size = readers[reading[0]], reading[1], strength * natural
         if second is not None:
             return capped_rows(
                 *(lens, layer, (first, second), reader, study.write_target),
@@ -151,17 +154,25 @@ def forward_part(
         read = reading_rows(*place, reader, threshold=threshold, unit="linear")
         return {**read, **writing_row(*place, study.write_target, size=size, unit="linear")}
 
-    def build(choice: Choice) -> Edits:
-        if choice not in strengths:
+    def full(reading: tuple[int, float]) -> float:
+        if reading not in strengths:
             found = smallest_strength(
-                lambda strength: measure(at(choice, strength)), goal, largest=largest
+                lambda strength: measure(at(reading, strength)), goal, largest=largest
             )
             cap = settings.forward_cap if capped else 1.0
-            unseen = _for_unseen(reach[choice[0]], choice[1], cap) if last else 1.0
-            strengths[choice] = min(settings.safety * unseen * found, largest)
-        return at(choice, strengths[choice])
+            unseen = _for_unseen(reach[reading[0]], reading[1], cap) if last else 1.0
+            strengths[reading] = min(settings.safety * unseen * found, largest)
+        return strengths[reading]
 
-    choices = [(r, th) for r in range(len(readers)) for th in settings.forward_thresholds]
+    def build(choice: Choice) -> Edits:
+        return at(choice[:2], choice[2] * full(choice[:2]))
+
+    choices = [
+        (r, threshold, share)
+        for share in _SHARES
+        for r in range(len(readers))
+        for threshold in settings.forward_thresholds
+    ]
     choice, limits = trials.first_quiet(
         build, choices, lambda choice: measure(build(choice)) <= goal
     )
@@ -169,7 +180,7 @@ def forward_part(
     chosen = {
         "reader": ("prompts", "copies")[choice[0]],
         "threshold": choice[1],
-        "strength": strengths[choice] * natural,
+        "strength": choice[2] * full(choice[:2]) * natural,
         "left_on_validation": trials.left(edits),
         **limits,
     }

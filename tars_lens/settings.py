@@ -46,7 +46,7 @@ class Settings:
     name: MethodName = "tars"
     seed: int = 0
     edits: int | None = None
-    max_kl: float = 0.0005
+    max_kl: float = 0.001
     max_neighbour_kl: float = 0.1
     keep_neighbours: float = 0.8
     readable_depths: tuple[float, float] = (0.6, 0.83)

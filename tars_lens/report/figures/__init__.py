@@ -19,6 +19,7 @@ from tars_lens.report.figures.effect import (
 )
 from tars_lens.report.figures.flow import attribution_waterfall, edit_effects, propagation_map
 from tars_lens.report.figures.parts import rows_height
+from tars_lens.report.figures.rivals import pareto
 from tars_lens.report.figures.vectors import (
     cosine_distribution,
     neurons_by_layer,
@@ -41,6 +42,7 @@ __all__ = [
     "kl_histogram",
     "languages",
     "neurons_by_layer",
+    "pareto",
     "probe_probabilities",
     "propagation_map",
     "refinement_trajectory",
