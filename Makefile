@@ -36,7 +36,7 @@ bench: setup
 # a paper's tables and figures, into analyses/out; `make paper MODEL=path` for another model
 MODEL = smollm2-135m
 OPTIONS =
-ANALYSES = edits_curve both_directions languages five_concepts propagation neurons ablation
+ANALYSES = edits_curve both_directions languages five_concepts propagation neurons ablation capacity
 
 paper: setup
 	for name in $(ANALYSES); do \

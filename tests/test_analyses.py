@@ -43,7 +43,7 @@ def run(monkeypatch, out):
         return folder
 
     yield go
-    for name in (*_SHARED, "languages"):
+    for name in (*_SHARED, "languages", "capacity"):
         sys.modules.pop(name, None)
 
 
@@ -95,6 +95,24 @@ def test_five_concepts_tells_the_kl_after_each(run):
     assert counts["count"].sum() == whole["tokens"].iloc[-1]
     matrix = pd.read_csv(folder / "five_concepts_interference.csv")
     assert len(matrix) == 4
+
+
+def test_capacity_says_how_many_fit_and_whether_the_order_matters(run):
+    folder = run("capacity", "--keep", 0.0, "--max-kl", 1e9)
+    _checked(folder, "capacity")
+    curve = pd.read_csv(folder / "capacity.csv")
+    assert list(curve["removed"]) == [1, 2] and curve["fits"].all()
+    assert pd.isna(curve["others_kept"].iloc[-1]) and curve["others_kept"].iloc[0] > 0
+    alone = pd.read_csv(folder / "capacity_interference.csv")
+    assert len(alone) == 4
+    order = pd.read_csv(folder / "capacity_order.csv")
+    assert list(order["order"]) == ["given"] * 2 + ["reversed"] * 2
+    assert list(order["concept"]) == [*curve["concept"], *curve["concept"][::-1]]
+    assert (order["same_rows"] <= order["rows"]).all() and (order["rows"] > 0).all()
+    by_concept = order.groupby("concept")[["rows", "same_rows"]].nunique()
+    assert (by_concept == 1).all(axis=None)  # a comparison of two runs, whichever is asked
+    run("capacity", "--keep", 1.1)  # what no edit reaches
+    assert not pd.read_csv(folder / "capacity.csv")["fits"].any()
 
 
 def test_the_same_command_gives_the_same_bytes(run, tmp_path, out):

@@ -133,7 +133,7 @@ def evaluate(
         say(f"{each.name}: {measure.name}", done, len(plan))
         result = store.load(each.name, each.digest, measure.name)
         if result is None:
-            result, row = taken(contexts[each.name], measure)
+            result, row = _taken(contexts[each.name], measure)
             cost.append(row)
             store.keep(each.name, each.digest, result)
         results[each.name][measure.name] = result
@@ -141,7 +141,7 @@ def evaluate(
     return Evaluation(_report(base, subject, results), results, pd.DataFrame(cost))
 
 
-def taken(context: Context, measure: Measure) -> tuple[Result, dict[str, Any]]:
+def _taken(context: Context, measure: Measure) -> tuple[Result, dict[str, Any]]:
     declared = measure.cost(context)
     started, passes = time.perf_counter(), Passes()
     with counted(context.lens, passes):
@@ -197,6 +197,7 @@ def _report(base: Base, subject: Subject, results: dict[str, dict[str, Result]])
 
 
 def fingerprint(base: Base) -> str:
+    """The hash of what every kept result depends on, but for its subject."""
     parts = {
         "model": describe_model(base.lens),
         "concepts": [concept.to_dict() for concept in base.concepts],

@@ -9,14 +9,8 @@ from torch import Tensor
 from tars_lens.concept import Concept
 from tars_lens.lens import Lens
 from tars_lens.rivals.base import Edit, recorded
-from tars_lens.rivals.gradients import (
-    Facts,
-    all_weights,
-    other_facts,
-    own_facts,
-    retained,
-    train,
-)
+from tars_lens.rivals.facts import Facts, other_facts, own_facts
+from tars_lens.rivals.training import all_weights, retained, train
 from tars_lens.windows import Windows
 
 _STEPS = 60
@@ -59,6 +53,4 @@ def _tuned(lens: Lens, concept: Concept, windows: Windows, forget: Forget) -> Ed
         return forget(own.log_probabilities(lens), base) + kept
 
     weights = all_weights(lens)
-    return recorded(
-        lens, lambda: train(lens, concept, weights, loss, steps=_STEPS, rate=_RATE)
-    )
+    return recorded(lens, lambda: train(lens, concept, weights, loss, steps=_STEPS, rate=_RATE))

@@ -11,7 +11,8 @@ from tars_lens.lens import Lens
 from tars_lens.measure.probes import ERASED
 from tars_lens.rivals.base import Edit, recorded
 from tars_lens.rivals.choosing import gentlest, left
-from tars_lens.rivals.gradients import Facts, out_weight, own_facts, trainable
+from tars_lens.rivals.facts import Facts, own_facts
+from tars_lens.rivals.training import out_weight, trainable
 from tars_lens.rivals.value_vectors import token_scores
 from tars_lens.windows import Windows
 

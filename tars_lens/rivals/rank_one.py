@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from tars_lens.concept import Concept, substituted
-from tars_lens.forms import first_tokens
-from tars_lens.lens import Batch, Lens, Point
+from tars_lens.concept import Concept
+from tars_lens.lens import Lens, Point
 from tars_lens.rivals.base import Edit, recorded
-from tars_lens.rivals.choosing import depths, forward_prompts, gentlest
+from tars_lens.rivals.choosing import depths, gentlest
+from tars_lens.rivals.neutral_targets import Asked, forward_asked, reverse_asked
 from tars_lens.windows import Windows
 
 _DEPTHS = (0.5, 0.7, 0.85)
@@ -20,14 +20,6 @@ _STEPS = 30
 _RATE = 0.1
 _LONGEST = 4.0
 _RIDGE = 1e-3
-
-
-class Asked(NamedTuple):
-    """Prompts of one direction, where their key stands, and what should be said after them."""
-
-    batch: Batch
-    key: Int[Tensor, " prompts"]
-    target: Float[Tensor, "prompts d_vocab"]
 
 
 def rank_one(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:  # noqa: ARG001
@@ -48,7 +40,7 @@ def with_value(
     key: Float[Tensor, " d_mlp"],
     value: Float[Tensor, " d_model"],
 ) -> Float[Tensor, "d_mlp d_model"]:
-    """`W + (C^-1 k) (v - W k)^T / (k C^-1 k)`: gives the value for the key, and moves the rest least.
+    """`W + (C^-1 k) (v - W k)^T / (k C^-1 k)`: gives the value for the key, and moves others least.
 
     Args:
         rows: `W`, a row a neuron.
@@ -58,26 +50,6 @@ def with_value(
     """
     along = torch.linalg.solve(moment, key)
     return rows + torch.outer(along, value - key @ rows) / (key @ along)
-
-
-def forward_asked(lens: Lens, concept: Concept) -> Asked:
-    """Descriptions that lead to the concept."""
-    batch = lens.prompts(forward_prompts(concept))
-    target = lens.next_logits(batch)
-    target[:, first_tokens(lens, concept)] = -torch.inf
-    return Asked(batch, batch.last, target.softmax(dim=-1))
-
-
-def reverse_asked(lens: Lens, concept: Concept) -> list[Asked]:
-    """Validation prompts that name the concept; none where the card has no substitute for it."""
-    found = [(p.prompt, _name_end(lens, p.prompt, concept)) for p in concept.validation.reverse]
-    kept = [(prompt, end) for prompt, end in found if end is not None]
-    if not kept or not concept.substitute:
-        return []
-    plain = [substituted(prompt, concept.names, concept.substitute) for prompt, _ in kept]
-    target = lens.next_logits(lens.prompts(plain)).softmax(dim=-1)
-    ends = torch.tensor([end for _, end in kept], device=lens.device)
-    return [Asked(lens.prompts([prompt for prompt, _ in kept]), ends, target)]
 
 
 def second_moment(lens: Lens, windows: Windows, layer: int) -> Float[Tensor, "d_mlp d_mlp"]:
@@ -142,14 +114,3 @@ def _adding(
         yield
     finally:
         handle.remove()
-
-
-def _name_end(lens: Lens, prompt: str, concept: Concept) -> int | None:
-    """The position of the last token of the concept's name, the longest that the prompt has."""
-    for name in sorted(concept.names, key=len, reverse=True):
-        start = prompt.find(name)
-        if start >= 0:
-            before = lens.tokens(prompt[: start + len(name)])
-            whole = lens.tokens(prompt)[: len(before)]
-            return len(before) - 1 if whole == before else None
-    return None

@@ -12,7 +12,8 @@ from tars_lens.concept import Concept
 from tars_lens.lens import Lens
 from tars_lens.rivals.base import Edit, recorded
 from tars_lens.rivals.choosing import depths, unit
-from tars_lens.rivals.gradients import RETAINED_TOKENS, Facts, out_weight, own_facts, train
+from tars_lens.rivals.facts import Facts, own_facts
+from tars_lens.rivals.training import RETAINED_TOKENS, out_weight, train
 from tars_lens.windows import Windows
 
 _DEPTH = 0.5

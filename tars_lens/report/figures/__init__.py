@@ -6,6 +6,7 @@ tars_lens.report.style.save(figure, "forward")
 """
 
 from tars_lens.measure.spread import cosine_frame, kl_histogram
+from tars_lens.report.figures.capacity import capacity
 from tars_lens.report.figures.choices import ablation
 from tars_lens.report.figures.damage import kl_by_concepts, kl_distribution
 from tars_lens.report.figures.effect import (
@@ -29,6 +30,7 @@ from tars_lens.report.figures.vectors import (
 __all__ = [
     "ablation",
     "attribution_waterfall",
+    "capacity",
     "cosine_distribution",
     "cosine_frame",
     "depth",

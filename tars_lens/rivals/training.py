@@ -1,63 +1,22 @@
-"""What the rivals that train share: facts as sequences, losses on them, and a loop that stops."""
+"""What the rivals that train share: the retain term, and a loop that stops in time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tars_lens.concept import Concept, Probe
+from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens
 from tars_lens.measure.probes import ERASED
 from tars_lens.model_state import model_state, span
 from tars_lens.rivals.choosing import left
+from tars_lens.rivals.facts import Facts
 
 RETAINED_TOKENS = 128
 """Of a window of plain text that a step is to leave as it is."""
-
-
-@dataclass(frozen=True, eq=False)
-class Facts:
-    """Prompts with their answers.
-
-    Attributes:
-        ids: Token ids, padded on the right.
-        answer: Where the answer's tokens stand.
-    """
-
-    ids: Int[Tensor, "facts pos"]
-    answer: Tensor
-
-    @classmethod
-    def of(cls, lens: Lens, probes: Sequence[Probe]) -> "Facts":
-        """Each probe's prompt, and its answer as the text after it."""
-        pairs = [(lens.tokens(p.prompt), lens.pieces(f" {p.answer.strip()}")) for p in probes]
-        ids = lens.batch([[*prompt, *answer] for prompt, answer in pairs]).ids
-        marked = torch.zeros_like(ids, dtype=torch.bool)
-        for row, (prompt, answer) in enumerate(pairs):
-            marked[row, len(prompt) : len(prompt) + len(answer)] = True
-        return cls(ids, marked)
-
-    def log_probabilities(self, lens: Lens) -> Float[Tensor, " facts"]:
-        """Of each answer after its prompt, with gradients where they are enabled."""
-        logits = lens.model(self.ids, return_type="logits")[:, :-1].float()
-        said = logits.log_softmax(dim=-1).gather(2, self.ids[:, 1:, None])[..., 0]
-        return (said * self.answer[:, 1:]).sum(dim=1)
-
-
-def own_facts(concept: Concept) -> list[Probe]:
-    """What is to be forgotten: the vector's prompts and the validation facts, both ways."""
-    forward = [Probe(prompt, concept.answer) for prompt in concept.concept_prompts]
-    forward += [Probe(probe.prompt, concept.answer) for probe in concept.validation.forward]
-    return [*forward, *concept.validation.reverse]
-
-
-def other_facts(concept: Concept) -> list[Probe]:
-    """What is to stay: the card's near things."""
-    return [*concept.contrast, *concept.validation.neighbour]
 
 
 def text_loss(lens: Lens, ids: Int[Tensor, "windows pos"]) -> Float[Tensor, ""]:
@@ -104,9 +63,10 @@ def train(
             if step % every == 0 and left(lens, concept) <= ERASED:
                 break
             with torch.enable_grad():
-                value = loss(step)
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()  # type: ignore[no-untyped-call]
+                # not backward(), which would leave gradients on all other weights too
+                slopes = torch.autograd.grad(loss(step), weights, allow_unused=True)
+            for weight, slope in zip(weights, slopes, strict=True):
+                weight.grad = slope
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
 

@@ -1,0 +1,72 @@
+"""`tars-lens compare`: the method beside its rivals, by the same probes and the same damage."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def compare(
+    concepts: Annotated[list[str], typer.Argument(help="Built-in names or paths to cards.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A built-in name, a hub id or a folder.")
+    ] = "smollm2-135m",
+    rivals: Annotated[
+        str | None, typer.Option(help="By commas; all that can run here where not given.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where tables and figure go.")] = Path("runs/compare"),
+    suite: Annotated[str, typer.Option(help="quick or full.")] = "quick",
+    seed: Annotated[int, typer.Option(help="Of the methods, fine-tuning and intervals.")] = 0,
+    corpus: Annotated[
+        str | None, typer.Option(help="Plain text; see erase. Default: a sample of Wikipedia.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
+) -> None:
+    """Remove concepts by every method in turn, and hold all to the same evaluation."""
+    from tars_lens.concept import Concept
+    from tars_lens.evaluation.suites import suite_called
+    from tars_lens.files import results_folder
+    from tars_lens.report.progress import progress
+    from tars_lens.rivals import compare as run
+    from tars_lens.rivals import rivals_called
+
+    sizes = suite_called(suite)
+    names = None if rivals is None else [name.strip() for name in rivals.split(",") if name.strip()]
+    chosen = rivals_called(names)
+    cards = [Concept.load(concept) for concept in concepts]
+    with results_folder(out):
+        with progress(quiet=quiet) as advance:
+            advance(f"loading {model}", 0, 1)
+            from tars_lens.corpus import load_corpus
+            from tars_lens.loading import load
+
+            lens = load(model, advance=advance)
+            found = run(
+                lens,
+                cards,
+                chosen,
+                suite=sizes,
+                seed=seed,
+                corpus=load_corpus(corpus, advance=advance),
+                keep=out / "parts",
+                resume=resume,
+                advance=advance,
+            )
+        written = [*found.save(out), *_drawn(found, out)]
+    if not quiet:
+        from tars_lens.cli import _console
+        from tars_lens.rivals.summary import print_summary
+
+        print_summary(found, _console())
+        _console().print(f"Written to {out}: {', '.join(written)}.", markup=False, soft_wrap=True)
+
+
+def _drawn(found: Any, out: Path) -> list[str]:
+    """Draws the Pareto figure; the names of its files."""
+    from tars_lens.report.figures.rivals import pareto
+    from tars_lens.report.style import figure, save
+
+    made, axes = figure(1, height=2.6)
+    pareto(found.to_frame(), axes)
+    return [path.name for path in save(made, out / "pareto")]
