@@ -77,7 +77,8 @@ def erase(
         int, typer.Option(help="Tokens of plain text that damage is measured on; 0 for none.")
     ] = 25_600,
     max_kl: Annotated[
-        float, typer.Option(help="Mean KL on plain validation text that each part of an edit may cost.")
+        float,
+        typer.Option(help="Mean KL on plain validation text that each part of an edit may cost."),
     ] = 0.001,
     keep_neighbours: Annotated[
         float, typer.Option(help="Share of its probability that a near prompt's answer must keep.")
