@@ -13,10 +13,11 @@ from tiny_concept import world
 from tars_lens.concept import Concept
 from tars_lens.corpus import load_corpus
 from tars_lens.errors import TarsError
+from tars_lens.evaluation.suites import Suite
 from tars_lens.forms import first_tokens
 from tars_lens.lens import Point
 from tars_lens.loading import load
-from tars_lens.rivals import RIVALS, of_all, recorded, rivals_called, together
+from tars_lens.rivals import RIVALS, compare, of_all, recorded, rivals_called, together
 from tars_lens.rivals.ablation import direction, projected_out
 from tars_lens.rivals.ascent import npo_loss
 from tars_lens.rivals.choosing import forward_prompts, gentlest, left
@@ -25,8 +26,8 @@ from tars_lens.rivals.demotion import demoted, pulled_back
 from tars_lens.rivals.facts import Facts, own_facts
 from tars_lens.rivals.leace import leace
 from tars_lens.rivals.needle import needle
-from tars_lens.rivals.neutral_targets import reverse_asked
-from tars_lens.rivals.rank_one import rank_one, second_moment, with_value
+from tars_lens.rivals.neutral_targets import forward_asked, reverse_asked
+from tars_lens.rivals.rank_one import edited_at, second_moment, with_value
 from tars_lens.rivals.reflection import feature, reflected, semi_nmf
 from tars_lens.rivals.rmu import control, rmu, stream_after
 from tars_lens.rivals.value_vectors import token_scores
@@ -34,6 +35,18 @@ from tars_lens.weights import Rows, written
 from tars_lens.windows import cut
 
 HAS_LEACE = importlib.util.find_spec("concept_erasure") is not None
+SMALL = Suite(
+    "full",
+    windows=2,
+    control_windows=2,
+    near_windows=1,
+    facts=1,
+    prompts=1,
+    new_tokens=4,
+    paragraphs=2,
+    epochs=1,
+    resamples=20,
+)
 needs_leace = pytest.mark.skipif(not HAS_LEACE, reason="the concept-erasure package is an extra")
 
 
@@ -169,6 +182,25 @@ def test_the_cost_of_a_block_is_measured():
     assert cost.peak_rss_bytes > cost.more_rss_bytes
 
 
+def test_the_full_battery_holds_and_lets_go_every_kind_of_edit(tiny, card):
+    names = ["ablation", "rmu", *(["leace"] if HAS_LEACE else [])]  # weights, training, hooks
+    before = snapshot(tiny)
+    found = compare(
+        *(tiny, [card], rivals_called(names)), suite=SMALL, corpus=load_corpus(world().corpus)
+    )
+    assert same(before, snapshot(tiny))
+    assert not any(module._forward_pre_hooks for module in tiny.model.blocks)
+    frame = found.to_frame().set_index("method")
+    assert list(frame.index) == ["tars", "paper", *names, "blocked token", "untouched"]
+    assert frame.loc["untouched", "residual_knowledge"] == pytest.approx(1, abs=1e-5)
+    assert frame.loc["untouched", "quantised_8"] == pytest.approx(1, abs=1e-5)
+    for name in names:
+        assert frame.loc[name, "wikipedia"] > 0
+        assert frame.loc[name, ["relearning", "patch_back", "steering"]].notna().all()
+    duels = found.duels()
+    assert set(duels["outcome"]) <= {"won", "lost", "tied"} and "tars" not in set(duels["other"])
+
+
 # --- directional ablation -----------------------------------------------------------------------
 
 
@@ -253,17 +285,29 @@ def test_a_rank_one_edit_gives_the_value_for_the_key_and_moves_the_rest_least():
     assert moved[0] < moved[1]
 
 
-def test_a_rank_one_edit_changes_one_matrix_by_rank_two_at_most(tiny, card, windows):
-    edit = rank_one(tiny, card, windows, 0)
-    before = [tiny.vectors(layer, "out").clone() for layer in range(tiny.n_layers)]
+def test_one_matrix_is_changed_by_one_rank_a_direction_towards_its_neutral_target(
+    tiny, card, windows
+):
+    layer, asked = 1, [forward_asked(tiny, card), *reverse_asked(tiny, card)]
+    assert len(asked) == 2
+    names = asked[1].batch.ids[torch.arange(len(asked[1].key)), asked[1].key].tolist()
+    assert {tiny.string(token) for token in names} == {card.answer}  # the key stands at the name
+    assert asked[0].target[:, first_tokens(tiny, card)].max() == 0
+
+    def distances():
+        said = [tiny.next_logits(each.batch).log_softmax(dim=-1) for each in asked]
+        return [
+            float(torch.nn.functional.kl_div(s, each.target, reduction="batchmean"))
+            for s, each in zip(said, asked, strict=True)
+        ]
+
+    before, rows = distances(), tiny.vectors(layer, "out").clone()
+    edit = edited_at(tiny, windows, asked, layer)
     with edit(tiny):
-        after = [tiny.vectors(layer, "out").clone() for layer in range(tiny.n_layers)]
-    changed = [k for k in range(tiny.n_layers) if not torch.equal(before[k], after[k])]
-    (layer,) = changed
-    directions = 1 + len(reverse_asked(tiny, card))
-    difference = after[layer] - before[layer]
-    assert int(torch.linalg.matrix_rank(difference, rtol=1e-4)) == directions == 2
-    assert len({name.split(".layers.")[-1] for name in _changed(tiny, edit)}) == 1
+        after, new = distances(), tiny.vectors(layer, "out").clone()
+    assert after[0] < 0.6 * before[0] and after[1] < before[1]
+    assert int(torch.linalg.matrix_rank(new - rows, rtol=1e-4)) == 2
+    assert len(_changed(tiny, edit)) == 1
     assert second_moment(tiny, windows, layer).shape == (tiny.d_mlp, tiny.d_mlp)
 
 

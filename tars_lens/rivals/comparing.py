@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +133,11 @@ def compare(
     costs = []
     for done, (name, make) in enumerate(makers.items()):
         say(f"{name}: removing", done, len(makers))
-        results[name], cost = _found(
-            base, store, name, make, lambda what, at=done: say(what, at, len(makers))
-        )
+
+        def step(what: str, at: int = done) -> None:
+            say(what, at, len(makers))
+
+        results[name], cost = _found(base, store, name, make, step)
         costs += cost
     say("compared", len(makers), len(makers))
     columns = ["method", "seconds", "peak_rss_bytes", "more_rss_bytes"]
@@ -154,8 +157,8 @@ def _makers(base: Base, rivals: Mapping[str, Rival]) -> dict[str, Make]:
         return Subject("", of_all(rival, lens, concepts, base.windows, base.seed))
 
     return {
-        **{name: lambda name=name: ours(name) for name in OURS},  # type: ignore[misc]
-        **{name: lambda rival=rival: theirs(rival) for name, rival in rivals.items()},  # type: ignore[misc]
+        **{name: partial(ours, name) for name in OURS},
+        **{name: partial(theirs, rival) for name, rival in rivals.items()},
         BLOCKED: lambda: blocked(lens, concepts),
         "untouched": untouched,
     }

@@ -1,5 +1,6 @@
 """What a model would say that had never heard of a concept, and where it would begin to differ."""
 
+import re
 from typing import NamedTuple
 
 import torch
@@ -43,9 +44,9 @@ def reverse_asked(lens: Lens, concept: Concept) -> list[Asked]:
 def _name_end(lens: Lens, prompt: str, concept: Concept) -> int | None:
     """The position of the last token of the concept's name, the longest that the prompt has."""
     for name in sorted(concept.names, key=len, reverse=True):
-        start = prompt.find(name)
-        if start >= 0:
-            before = lens.tokens(prompt[: start + len(name)])
+        found = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", prompt)
+        if found is not None:
+            before = lens.tokens(prompt[: found.end()])
             whole = lens.tokens(prompt)[: len(before)]
             return len(before) - 1 if whole == before else None
     return None

@@ -31,7 +31,7 @@ def rank_one(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:
     """
     asked = [forward_asked(lens, concept), *reverse_asked(lens, concept)]
     layers = depths(lens, *_DEPTHS)
-    return gentlest(lens, concept, (_edit(lens, windows, asked, layer) for layer in layers))
+    return gentlest(lens, concept, (edited_at(lens, windows, asked, layer) for layer in layers))
 
 
 def with_value(
@@ -64,7 +64,12 @@ def second_moment(lens: Lens, windows: Windows, layer: int) -> Float[Tensor, "d_
     return found
 
 
-def _edit(lens: Lens, windows: Windows, asked: Sequence[Asked], layer: int) -> Edit:
+def edited_at(lens: Lens, windows: Windows, asked: Sequence[Asked], layer: int) -> Edit:
+    """A rank-one edit of a layer's out vectors for each direction that is asked for.
+
+    In the last layer, what is written at a name no longer reaches the end of its prompt: there the
+    reverse edit comes out as nothing.
+    """
     moment = second_moment(lens, windows, layer)
 
     def change() -> None:
