@@ -20,6 +20,9 @@ def compare(
     corpus: Annotated[
         str | None, typer.Option(help="Plain text; see erase. Default: a sample of Wikipedia.")
     ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")
+    ] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
 ) -> None:
@@ -41,7 +44,7 @@ def compare(
             from tars_lens.corpus import load_corpus
             from tars_lens.loading import load
 
-            lens = load(model, advance=advance)
+            lens = load(model, dtype=dtype, advance=advance)
             found = run(
                 lens,
                 cards,

@@ -144,6 +144,10 @@ def compare(
     return Comparison(_report(base, results), results, pd.DataFrame(costs, columns=columns))
 
 
+def _tell(say: Advance, done: int, total: int, what: str) -> None:
+    say(what, done, total)
+
+
 def _makers(base: Base, rivals: Mapping[str, Rival]) -> dict[str, Make]:
     """How each method's subject is made, none of them yet."""
     lens, concepts = base.lens, base.concepts
