@@ -67,7 +67,7 @@ def _curve(analysis: Analysis, found: Erasure) -> None:
     keep, most = analysis.options.keep, analysis.options.max_kl
     held = (frame["neighbours_worst"] >= keep) & (frame["elsewhere_mean"] <= most)
     analysis.table(frame.assign(fits=held.cummin()))
-    made, axes = figure(2, height=2.6, across=2)
+    made, axes = figure(2, height=3.0, across=2)
     capacity(frame, axes, keep=keep, max_kl=most)
     analysis.figure(made)
 

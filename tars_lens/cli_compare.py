@@ -70,6 +70,6 @@ def _drawn(found: Any, out: Path) -> list[str]:
     from tars_lens.report.figures.rivals import pareto
     from tars_lens.report.style import figure, save
 
-    made, axes = figure(1, height=2.6)
+    made, axes = figure(2, height=3.2)
     pareto(found.to_frame(), axes)
     return [path.name for path in save(made, out / "pareto")]

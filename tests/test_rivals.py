@@ -30,6 +30,7 @@ from tars_lens.rivals.neutral_targets import forward_asked, reverse_asked
 from tars_lens.rivals.rank_one import edited_at, second_moment, with_value
 from tars_lens.rivals.reflection import feature, reflected, semi_nmf
 from tars_lens.rivals.rmu import control, rmu, stream_after
+from tars_lens.rivals.training import train
 from tars_lens.rivals.value_vectors import token_scores
 from tars_lens.weights import Rows, written
 from tars_lens.windows import cut
@@ -410,6 +411,28 @@ def test_npo_is_ascent_whose_gradient_fades_as_the_answer_goes():
     (slope,) = torch.autograd.grad(npo_loss(said, torch.zeros(2), beta=0.1), said)
     # 2 sigmoid(beta (log p - log p0)), averaged: at the base as large as ascent's
     assert slope.tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
+
+
+def test_training_goes_on_until_both_directions_are_gone(tiny, card):
+    forward_alone = replace(card, validation=replace(card.validation, reverse=()))
+    gone = recorded(tiny, lambda: _shaken(tiny, card, 40.0))
+    weight, steps = torch.nn.Parameter(torch.zeros(3)), []
+
+    def trained(of) -> int:
+        steps.clear()
+
+        def loss(step):
+            steps.append(step)
+            return weight.sum()
+
+        train(tiny, of, [weight], loss, steps=7, rate=0.0)
+        return len(steps)
+
+    assert trained(card) == trained(forward_alone) == 7
+    with gone(tiny):
+        assert trained(forward_alone) == 0
+        # what the model as it stands still says of the name has yet to go
+        assert trained(card) == 7
 
 
 @pytest.mark.parametrize("name", ["gradient_ascent", "npo"])

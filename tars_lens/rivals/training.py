@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tars_lens.concept import Concept
+from tars_lens.concept import Concept, substituted
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens
+from tars_lens.measure.first_tokens import first_token_probability
 from tars_lens.measure.probes import ERASED
 from tars_lens.model_state import model_state, span
 from tars_lens.rivals.choosing import left
@@ -17,6 +18,8 @@ from tars_lens.rivals.facts import Facts
 
 RETAINED_TOKENS = 128
 """Of a window of plain text that a step is to leave as it is."""
+
+_REVERSE_LEFT = 0.1
 
 
 def text_loss(lens: Lens, ids: Int[Tensor, "windows pos"]) -> Float[Tensor, ""]:
@@ -46,7 +49,10 @@ def train(
     rate: float,
     every: int = 5,
 ) -> None:
-    """AdamW on some weights, in place, until the concept is gone on validation prompts.
+    """AdamW on some weights, in place, until the concept is gone on validation prompts, both ways.
+
+    Forward, its largest probability must be at most 0.005; reverse, a tenth may be left of what
+    the model says of it more than of its substitute.
 
     Args:
         lens: The model.
@@ -57,18 +63,40 @@ def train(
         rate: The learning rate.
         every: Steps between two looks.
     """
+    reverse = _Reverse(lens, concept)
     with trainable(weights):
         optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
         for step in range(steps):
-            if step % every == 0 and left(lens, concept) <= ERASED:
+            look = step % every == 0
+            if look and left(lens, concept) <= ERASED and reverse.left() <= _REVERSE_LEFT:
                 break
             with torch.enable_grad():
                 # not backward(), which would leave gradients on all other weights too
                 slopes = torch.autograd.grad(loss(step), weights, allow_unused=True)
             for weight, slope in zip(weights, slopes, strict=True):
-                weight.grad = slope
+                weight.grad = None if slope is None else slope.contiguous()  # may be a view
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
+
+
+class _Reverse:
+    """What is left of a card's reverse validation facts, as a share of what there was."""
+
+    def __init__(self, lens: Lens, concept: Concept) -> None:
+        self.lens, facts = lens, concept.validation.reverse
+        self.prompts = [probe.prompt for probe in facts]
+        self.tokens = [(lens.pieces(f" {probe.answer.strip()}")[0],) for probe in facts]
+        plain = [substituted(p, concept.names, concept.substitute) for p in self.prompts]
+        self.floor = self._said(plain) if concept.substitute else 0.0
+        self.span = self._said(self.prompts) - self.floor
+
+    def left(self) -> float:
+        """From 0 on; 0 where the model never said more of the concept than of its substitute."""
+        return (self._said(self.prompts) - self.floor) / self.span if self.span > 0 else 0.0
+
+    def _said(self, prompts: list[str]) -> float:
+        found = first_token_probability(self.lens, prompts, self.tokens)
+        return float(found.sum())
 
 
 @contextmanager

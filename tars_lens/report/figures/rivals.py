@@ -1,5 +1,7 @@
 """The figure of a comparison: what each method erases against what it damages."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
@@ -10,6 +12,9 @@ from tars_lens.report.style import BLUE, GREY, INK, ORANGE, PAPER, safe_text, st
 _LEAST = 1e-6  # nats; less is drawn there
 _OURS = ("tars", "paper")
 _NO_METHODS = ("blocked token", "untouched")
+_SIDES = ("left", "right")  # where the name begins, or ends, at the mark
+_LEVELS = (3, -4, 8, -9)  # points above the mark
+_LETTER = 3.6  # points of width, at most
 
 
 @styled
@@ -18,24 +23,36 @@ def pareto(frame: pd.DataFrame, axes: Axes) -> Axes:
 
     Args:
         frame: method, erasure (0 to 1), wikipedia (mean KL in nats); a row without one of the two
-            is left out. The blocked token and the untouched model are drawn, and never on the
-            line: the one hides a word, the other does nothing.
+            is left out, and so is the untouched model, which lies where nothing is done. The
+            blocked token is never on the line: it hides a word.
         axes: Where to draw; its x axis becomes logarithmic.
 
     Raises:
         TarsError: A column is missing.
     """
     need(frame, "pareto", "method", "erasure", "wikipedia")
-    rows = frame.dropna(subset=["erasure", "wikipedia"]).reset_index(drop=True)
+    measured = frame[frame["method"] != "untouched"]
+    rows = measured.dropna(subset=["erasure", "wikipedia"]).reset_index(drop=True)
     if rows.empty:
         return nothing(axes, "no method was measured")
     rows["damage"] = rows["wikipedia"].astype(float).clip(lower=_LEAST)
+    rows["erasure"] = rows["erasure"].astype(float)
+    axes.set_xscale("log")
+    plain_logarithm(axes.xaxis)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(rows["damage"].min() / 4, rows["damage"].max() * 12)
+    axes.set_ylim(-0.06, 1.12)
     best = front(rows)
-    axes.step(best["damage"], best["erasure"], where="post", color=GREY, linestyle="--", zorder=1)
+    axes.step(
+        *(best["damage"], best["erasure"]),
+        where="post",
+        color=GREY,
+        linestyle="--",
+        linewidth=0.8,
+        zorder=1,
+    )
     for row in rows.itertuples():
-        method = str(row.method)
-        own = method in _OURS
-        aside = method in _NO_METHODS
+        own, aside = row.method in _OURS, row.method in _NO_METHODS
         axes.plot(
             [row.damage],
             [row.erasure],
@@ -47,19 +64,7 @@ def pareto(frame: pd.DataFrame, axes: Axes) -> Axes:
             markerfacecolor=None if own or aside else PAPER,
             zorder=3 if own else 2,
         )
-        axes.annotate(
-            safe_text(method.replace("_", " ")),
-            (row.damage, row.erasure),
-            xytext=(4, 3),
-            textcoords="offset points",
-            fontsize=6,
-            fontweight="bold" if own else "normal",
-        )
-    axes.set_xscale("log")
-    plain_logarithm(axes.xaxis)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlim(rows["damage"].min() / 3, rows["damage"].max() * 12)
-    axes.set_ylim(-0.04, 1.1)
+    _name(axes, rows)
     axes.set_xlabel("damage: mean KL(base || edited) on plain text (nats)")
     axes.set_ylabel("erasure: 1 - residual knowledge")
     return axes
@@ -75,3 +80,38 @@ def front(rows: pd.DataFrame) -> pd.DataFrame:
     ordered = methods.sort_values(["damage", "erasure"], ascending=[True, False], kind="stable")
     highest = ordered["erasure"].cummax()
     return ordered[(ordered["erasure"] == highest) & ~highest.duplicated()].reset_index(drop=True)
+
+
+def _name(axes: Axes, rows: pd.DataFrame) -> None:
+    """Writes each method's name beside its mark, on the side where it meets the fewest others."""
+    root: Any = axes.get_figure(root=True)
+    places = axes.transData.transform(rows[["damage", "erasure"]].to_numpy(float))
+    places = places * 72 / root.dpi  # points, as far as they are known before labels are laid out
+    taken: list[tuple[float, ...]] = [(x - 4, x + 4, y - 4, y + 4) for x, y in places.tolist()]
+    for row, (x, y) in zip(rows.itertuples(), places.tolist(), strict=True):
+        text = safe_text(str(row.method).replace("_", " "))
+        width = _LETTER * len(text)
+        beside = {
+            (side, level): _box(x, y, width, side, level) for side in _SIDES for level in _LEVELS
+        }
+        side, level = min(beside, key=lambda at: sum(_meet(beside[at], box) for box in taken))
+        taken.append(beside[side, level])
+        axes.annotate(
+            text,
+            (row.damage, row.erasure),
+            xytext=(5 if side == "left" else -5, level),
+            textcoords="offset points",
+            ha=side,
+            va="center",
+            fontsize=6,
+            fontweight="bold" if row.method in _OURS else "normal",
+        )
+
+
+def _box(x: float, y: float, width: float, side: str, level: int) -> tuple[float, ...]:
+    start = x + 5 if side == "left" else x - 5 - width
+    return (start, start + width, y + level - 3, y + level + 3)
+
+
+def _meet(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
