@@ -413,9 +413,9 @@ def test_npo_is_ascent_whose_gradient_fades_as_the_answer_goes():
     assert slope.tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
 
 
-def test_training_goes_on_until_both_directions_are_gone(tiny, card):
+def test_training_goes_on_until_both_directions_are_gone(tiny, card, monkeypatch):
     forward_alone = replace(card, validation=replace(card.validation, reverse=()))
-    gone = recorded(tiny, lambda: _shaken(tiny, card, 40.0))
+    no_floor = replace(card, substitute="")
     weight, steps = torch.nn.Parameter(torch.zeros(3)), []
 
     def trained(of) -> int:
@@ -428,11 +428,10 @@ def test_training_goes_on_until_both_directions_are_gone(tiny, card):
         train(tiny, of, [weight], loss, steps=7, rate=0.0)
         return len(steps)
 
-    assert trained(card) == trained(forward_alone) == 7
-    with gone(tiny):
-        assert trained(forward_alone) == 0
-        # what the model as it stands still says of the name has yet to go
-        assert trained(card) == 7
+    assert trained(no_floor) == trained(forward_alone) == 7
+    monkeypatch.setattr("tars_lens.rivals.training.left", lambda *_: 0.0)  # forward it is gone
+    assert trained(no_floor) == 7
+    assert trained(forward_alone) == 0
 
 
 @pytest.mark.parametrize("name", ["gradient_ascent", "npo"])
