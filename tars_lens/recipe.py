@@ -31,7 +31,7 @@ _STRENGTHS = tuple(2.0 ** (k / 2) for k in range(-12, 11))
 _UNSEEN = 2.0
 
 _SHARES = (1.0, 0.7, 0.5)
-"""Of the full strength, tried in order: less margin where nothing else keeps the budgets."""
+"""Of the full strength, tried in order: less margin where no reading keeps the budgets."""
 
 _LARGEST = 2.0**-1.5
 """Of a forward write, in units of the residual's norm.
@@ -167,15 +167,15 @@ def forward_part(
     def build(choice: Choice) -> Edits:
         return at(choice[:2], choice[2] * full(choice[:2]))
 
-    choices = [
-        (r, threshold, share)
-        for share in _SHARES
-        for r in range(len(readers))
-        for threshold in settings.forward_thresholds
-    ]
-    choice, limits = trials.first_quiet(
-        build, choices, lambda choice: measure(build(choice)) <= goal
-    )
+    def reached(choice: Choice) -> bool:
+        return measure(build(choice)) <= goal
+
+    thresholds = settings.forward_thresholds
+    readings = [(r, threshold, 1.0) for r in range(len(readers)) for threshold in thresholds]
+    choice, limits = trials.first_quiet(build, readings, reached)
+    if "over_budget" in limits:
+        weaker = [(*choice[:2], share) for share in _SHARES]
+        choice, limits = trials.first_quiet(build, weaker, reached)
     edits = build(choice)
     chosen = {
         "reader": ("prompts", "copies")[choice[0]],
