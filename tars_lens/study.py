@@ -204,7 +204,7 @@ def _at_names(
 
 def _main(
     own: dict[Point, Float[Tensor, "examples d_model"]], layer: int, main: Sequence[str]
-) -> Float[Tensor, "examples d_model"]:
+) -> Float[Tensor, "main d_model"]:
     """What follows a layer at the main names, which come first among a concept's own."""
     return own[_after(layer)][: len(main) * len(FRAMES)].float()
 

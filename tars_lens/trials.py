@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -156,7 +157,15 @@ class Trials:
 
 
 def _elsewhere(lens: Lens, windows: Windows, forms: Sequence[str]) -> Int[Tensor, "windows pos"]:
-    """Validation windows that don't name the concept: where one does, a change is asked for."""
-    texts = [lens.tokenizer.decode(ids) for ids in windows.validation]
-    found = [i for i, text in enumerate(texts) if not forms_in(text, forms)]
-    return windows.validation[found[:_PLAIN] or [0]]
+    """Validation windows that don't name the concept: where one does, a change is asked for.
+
+    Where all of them do, windows that the statistics are of; where those do too, the first.
+    """
+    for ids in (windows.validation, windows.statistics):
+        texts = (lens.tokenizer.decode(row) for row in ids)
+        found = list(
+            islice((i for i, text in enumerate(texts) if not forms_in(text, forms)), _PLAIN)
+        )
+        if found:
+            return ids[found]
+    return windows.validation[:1]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -177,10 +178,11 @@ def test_a_rival_sees_no_reported_probe(tiny, card, windows):
 def test_the_cost_of_a_block_is_measured():
     with measured() as cost:
         kept = torch.ones(30_000_000)
-        kept += 1
-    assert cost.seconds > 0
-    assert cost.more_rss_bytes > 100_000_000
-    assert cost.peak_rss_bytes > cost.more_rss_bytes
+        time.sleep(0.05)
+    # how much more is resident depends on what the process had free before
+    assert 0.05 <= cost.seconds < 60
+    assert 0 <= cost.more_rss_bytes < cost.peak_rss_bytes
+    assert cost.peak_rss_bytes > kept.nbytes
 
 
 def test_the_full_battery_holds_and_lets_go_every_kind_of_edit(tiny, card):
