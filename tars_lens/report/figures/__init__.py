@@ -19,6 +19,7 @@ from tars_lens.report.figures.effect import (
     probe_probabilities,
 )
 from tars_lens.report.figures.flow import attribution_waterfall, edit_effects, propagation_map
+from tars_lens.report.figures.layers import rank_by_layer
 from tars_lens.report.figures.parts import rows_height
 from tars_lens.report.figures.rivals import pareto
 from tars_lens.report.figures.vectors import (
@@ -47,6 +48,7 @@ __all__ = [
     "pareto",
     "probe_probabilities",
     "propagation_map",
+    "rank_by_layer",
     "refinement_trajectory",
     "rows_height",
 ]
