@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from tars_lens.errors import TarsError
+from tars_lens.placement import check_present
 
 _UNPROCESSED = (
     "Load it with HookedTransformer.from_pretrained_no_processing, or as a TransformerBridge "
@@ -16,14 +17,15 @@ def check_editable(model: Any) -> None:
     """Refuses what can't be edited exactly.
 
     Raises:
-        TarsError: Folded or centred weights, a mixture of experts, packed weights, or no
-            TransformerLens model at all.
+        TarsError: Folded or centred weights, a mixture of experts, packed weights, weights that
+            are not in memory, or no TransformerLens model at all.
     """
     if not hasattr(model, "blocks") or not hasattr(model, "cfg"):
         raise TarsError(
             f"a Lens needs a TransformerBridge or a HookedTransformer, got {type(model).__name__}. "
             "tars_lens.load(name) makes one from a name, a folder or a GGUF file."
         )
+    check_present(model, "the model")
     if getattr(model, "compatibility_mode", False) is True or _is_folded(model):
         raise TarsError(
             "the model's norms are folded into its weights, so an edit could not be carried back "

@@ -18,6 +18,7 @@ from tars_lens.errors import TarsError
 from tars_lens.layout import stored_tensors
 from tars_lens.lens import Lens
 from tars_lens.machines import free_bytes
+from tars_lens.placement import DeviceMap, check_map, check_present
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,7 +28,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "auto",
-    device_map: str | dict[str, int | str] | None = None,
+    device_map: DeviceMap = None,
     progress: bool = True,
     advance: Advance | None = None,
 ) -> Lens:
@@ -38,8 +39,8 @@ def load(
         device: Where the weights go.
         dtype: `float32`, `bfloat16` or `float16`; `auto` is the checkpoint's own.
         device_map: In place of `device`, which layers go on which GPU, as accelerate has it;
-            `auto` spreads them over all GPUs. Weights that it would keep elsewhere between their
-            uses can't be edited, and are refused.
+            `auto` spreads them over all GPUs. Weights that it would keep on the processor or on
+            disk between their uses on a GPU can't be edited, and are refused.
         progress: Show a bar where the model must be fetched or converted, on a terminal.
         advance: Told the progress in place of a bar.
 
@@ -48,6 +49,7 @@ def load(
             memory.
     """
     kind, place = _dtype(dtype), _device(device)
+    check_map(device_map, str(name_or_path))
     checkpoint = resolve(name_or_path, progress=progress, advance=advance)
     if device_map is None:
         check_room(checkpoint, kind, place)
@@ -125,13 +127,7 @@ def _model(checkpoint: Checkpoint, dtype: Any, device_map: Any = None) -> Any:
             f"the weights in {str(checkpoint.folder)!r} lack {len(missing)} tensors that its "
             f"config.json asks for ({missing[0]}, ...): download or export the model again."
         )
-    away = next((name for name, p in model.named_parameters() if p.device.type == "meta"), None)
-    if away is not None:
-        raise TarsError(
-            f"{checkpoint.name} doesn't fit on these devices: {away}, among others, would be kept "
-            "off them between its uses, where it can't be edited. Choose bfloat16 or float16, use "
-            "more GPUs, or device='cpu' alone."
-        )
+    check_present(model, checkpoint.name)
     return model
 
 

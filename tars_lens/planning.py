@@ -139,8 +139,8 @@ def does_not_fit(name: str, needed: int, machine: Machine, dtype: str) -> str:
     halved = " Weights in bfloat16 (--dtype bfloat16) take half." if dtype == "float32" else ""
     return (
         f"{name} in {dtype} needs {needed / 1e9:,.1f} GB, and {machine.name} has "
-        f"{machine.usable_bytes / 1e9:,.1f} GB free.{halved} More GPUs, or some of the weights on "
-        "the host (--device-map auto), make room as well."
+        f"{machine.usable_bytes / 1e9:,.1f} GB free.{halved} More GPUs (--device-map auto) "
+        "make room as well; layers can't be kept on the host, where no edit would stay in them."
     )
 
 
