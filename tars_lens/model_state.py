@@ -1,9 +1,14 @@
 """Every tensor of a model, each piece of memory once."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
+
+from tars_lens.lens import tensor_sha256
+
+_MOST_THREADS = 8  # each holds a copy of one tensor where the model lies on a GPU
 
 
 def model_state(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -22,6 +27,22 @@ def model_state(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
         if not any(first <= start and stop <= last for first, last in spans):
             spans.append((start, stop))
             yield name, tensor.detach()
+
+
+def model_hashes(model: torch.nn.Module, without: Container[str] = ()) -> dict[str, str]:
+    """SHA-256 of every tensor of `model_state`, on as many threads as torch uses.
+
+    One core hashes 0.4 to 1.5 GB a second, which for 8B is longer than an erasure's passes take on
+    a GPU.
+
+    Args:
+        model: Whose tensors.
+        without: Names that are left out.
+    """
+    named = [(name, tensor) for name, tensor in model_state(model) if name not in without]
+    with ThreadPoolExecutor(min(_MOST_THREADS, torch.get_num_threads())) as pool:
+        digests = pool.map(tensor_sha256, [tensor for _, tensor in named])
+        return dict(zip((name for name, _ in named), digests, strict=True))
 
 
 def span(tensor: Tensor) -> tuple[int, int]:

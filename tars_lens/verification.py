@@ -9,8 +9,8 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from tars_lens import stack
-from tars_lens.lens import Lens, tensor_sha256
-from tars_lens.model_state import flat, model_state, span
+from tars_lens.lens import Lens
+from tars_lens.model_state import flat, model_hashes, model_state, span
 from tars_lens.patch import Patch
 from tars_lens.weights import Place
 
@@ -65,17 +65,17 @@ def verify(lens: Lens, patches: Patch | Sequence[Patch], *, force: bool = False)
             stack.check(lens, patch, force=force)
     places = {place for patch in chosen for place in patch.edits}
     with stack.holding(lens, ()):
-        before = _hashes(lens)
+        before = model_hashes(lens.model)
         touched = _touched(lens, places)
         with stack.holding(lens, chosen):
-            during = _hashes(lens, without=touched)
+            during = model_hashes(lens.model, without=touched)
         others = all(before[name] == digest for name, digest in during.items())
         others &= during.keys() | touched.keys() == before.keys()
         changed = 0
         for name in touched:
             rows, alone = _compare(lens, name, places, chosen)
             changed, others = changed + rows, others and alone
-        restored = _hashes(lens) == before
+        restored = model_hashes(lens.model) == before
     return Verification(changed, planned_rows(chosen), others, restored)
 
 
@@ -89,15 +89,6 @@ def planned_rows(patches: Iterable[Patch]) -> int:
             for neuron in rows.neurons.tolist()
         }
     )
-
-
-def _hashes(lens: Lens, without: Iterable[str] = ()) -> dict[str, str]:
-    skipped = set(without)
-    return {
-        name: tensor_sha256(tensor)
-        for name, tensor in model_state(lens.model)
-        if name not in skipped
-    }
 
 
 def _touched(lens: Lens, places: set[Place]) -> dict[str, Tensor]:

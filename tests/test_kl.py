@@ -1,12 +1,17 @@
 import math
+import os
+import time
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import tiny_lens
 
 from tars_lens.errors import TarsError
-from tars_lens.lens import Lens, Point
+from tars_lens.lens import Lens, Point, tensor_sha256
+from tars_lens.measure import base_stream
+from tars_lens.measure.base_stream import stream_path
 from tars_lens.measure.kl import Divergence, five, paired_kl
 from tars_lens.trial import kl_divergence
 from tars_lens.weights import Rows, written
@@ -113,22 +118,65 @@ def test_a_model_that_was_edited_by_hand_is_another_base(checkpoint, tmp_path):
     assert len(_streams(tmp_path)) == 2
 
 
-def test_a_damaged_stream_is_made_again(checkpoint, tmp_path):
+@pytest.mark.parametrize("damage", ["short", "a bit", "no hash", "other windows"])
+def test_a_damaged_stream_is_made_again(checkpoint, tmp_path, damage):
     edits, windows = _edit(checkpoint), _windows(checkpoint)
     before = paired_kl(checkpoint, edits, windows).values
     (file,) = _streams(tmp_path)
     whole = file.read_bytes()
-    file.write_bytes(whole[:-8])
+    if damage == "short":
+        file.write_bytes(whole[:-8])
+    elif damage == "a bit":
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    else:
+        stream = load_file(file)["stream"]
+        kept = stream[1:] if damage == "other windows" else stream
+        digest = {"sha256": tensor_sha256(kept)} if damage == "other windows" else None
+        save_file({"stream": kept.contiguous()}, file, metadata=digest)
+    assert file.read_bytes() != whole
     assert torch.equal(paired_kl(checkpoint, edits, windows).values, before)
     assert file.read_bytes() == whole
 
 
-def test_few_streams_are_kept(checkpoint, tmp_path):
-    windows = _windows(checkpoint)
-    for row in range(6):
-        fewer = replace(windows, reported=windows.reported[row:], texts=windows.texts[row:])
-        paired_kl(checkpoint, _edit(checkpoint), fewer)
-    assert len(_streams(tmp_path)) == 4
+def test_a_stream_is_of_one_base_one_text_and_one_way_to_run_it(checkpoint):
+    ids = _windows(checkpoint).reported
+    other = tiny_lens("llama", torch.bfloat16)
+    other.sha256 = checkpoint.sha256
+    paths = {stream_path(checkpoint, ids, 4), stream_path(checkpoint, ids, 2)}
+    paths |= {stream_path(checkpoint, ids[:5], 4), stream_path(other, ids, 4)}
+    assert stream_path(checkpoint, ids.clone(), 4) in paths
+    checkpoint.sha256 = "another checkpoint"
+    assert len({*paths, stream_path(checkpoint, ids, 4)}) == 5
+
+
+def _measure_fewer(lens, row):
+    windows = _windows(lens)
+    fewer = replace(windows, reported=windows.reported[row:], texts=windows.texts[row:])
+    paired_kl(lens, _edit(lens), fewer)
+    return stream_path(lens, fewer.reported, 4)
+
+
+def test_streams_take_so_much_of_the_disk_and_no_more(checkpoint, tmp_path, monkeypatch):
+    _measure_fewer(checkpoint, 0)
+    most = sum(file.stat().st_size for file in _streams(tmp_path)) * 5 // 2
+    monkeypatch.setattr(base_stream, "MOST_BYTES", most)
+    first, *_, last = [_measure_fewer(checkpoint, row) for row in range(5)]
+    kept = _streams(tmp_path)
+    assert sum(file.stat().st_size for file in kept) <= most
+    assert last in kept and first not in kept and len(kept) >= 2
+    monkeypatch.setattr(base_stream, "MOST_BYTES", 100)
+    larger = _measure_fewer(checkpoint, 0)
+    assert not larger.exists() and _streams(tmp_path) == kept
+
+
+def test_what_a_killed_process_left_is_cleared_away(checkpoint, tmp_path):
+    (tmp_path / "streams").mkdir()
+    old, new = (tmp_path / "streams" / f".{name}.safetensors.tmp" for name in ("old", "new"))
+    for file, age in ((old, 7200), (new, 60)):
+        file.write_bytes(b"half of it")
+        os.utime(file, (time.time() - age,) * 2)
+    paired_kl(checkpoint, _edit(checkpoint), _windows(checkpoint))
+    assert not old.exists() and new.exists() and len(_streams(tmp_path)) == 1
 
 
 def test_a_cache_that_cannot_be_written_costs_no_measurement(checkpoint, tmp_path):

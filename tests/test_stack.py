@@ -9,8 +9,8 @@ from patch_models import boot, random_patch, same, save_model, snapshot
 
 from tars_lens import stack
 from tars_lens.errors import TarsError
-from tars_lens.lens import Lens
-from tars_lens.model_state import model_state
+from tars_lens.lens import Lens, tensor_sha256
+from tars_lens.model_state import model_hashes, model_state
 from tars_lens.patch import Patch
 from tars_lens.stack import applied_patches
 from tars_lens.verification import Verification, verify
@@ -125,6 +125,15 @@ def test_the_whole_model_is_seen_and_each_piece_of_memory_once(lens):
     tensors = [*lens.model.parameters(), *lens.model.buffers()]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     assert sum(t.nbytes for t in seen.values()) == sum(storages.values())
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_tensor_is_hashed_alike_on_any_number_of_threads(lens, monkeypatch, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    every = {name: tensor_sha256(tensor) for name, tensor in model_state(lens.model)}
+    assert model_hashes(lens.model) == every
+    first = next(iter(every))
+    assert model_hashes(lens.model, without={first}).keys() == every.keys() - {first}
 
 
 def test_verify_works_while_patches_are_applied(llama):
