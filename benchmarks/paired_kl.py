@@ -1,21 +1,28 @@
-"""The paired KL against two separate full passes that keep their logits: time and memory."""
+"""The paired KL against two separate full passes that keep their logits: time and memory.
 
-from collections.abc import Sequence
+Two more ratios stand beside that: to two passes that share the layers before the edit and whose
+logits are read out and dropped, and of the cached base to the same edit without a cache. The
+latter's time includes hashing every weight, which proves that the base is the one that was kept,
+and grows with the model and not with the text.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from timing import Case, added_peak_bytes, arguments, compared, interleaved, show
 
 from tars_lens.corpus import load_corpus
-from tars_lens.lens import Lens
+from tars_lens.lens import Lens, Point
 from tars_lens.loading import load
 from tars_lens.measure.kl import Divergence, paired_kl
 from tars_lens.settings import Settings
-from tars_lens.trial import kl_divergence
+from tars_lens.trial import kl_divergence, rows_at_once
 from tars_lens.weights import Edits, Rows, written
 from tars_lens.windows import Windows, cut
 
 _REFERENCE = "two passes that keep logits"
+_SHARED = "two passes that share their prefix"
 _BATCH = 4
 
 
@@ -35,13 +42,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         edits = _edit(lens, layer)
         return lambda: paired_kl(lens, edits, windows, remember=remember)
 
+    plain = f"paired, first edit in layer {early}"
+    cached = f"{plain}, base's stream cached"
     cases: dict[str, Case] = {
         _REFERENCE: lambda: separate_kl(lens, _edit(lens, early), windows),
-        f"paired, first edit in layer {early}": paired(early),
-        f"paired, first edit in layer {early}, base's stream cached": paired(early, remember=True),
+        f"{_SHARED}, layer {early}": lambda: shared_passes(lens, _edit(lens, early), windows),
+        plain: paired(early),
+        cached: paired(early, remember=True),
         f"paired, first edit in layer {late}": paired(late),
     }
-    frame = compared(interleaved(cases, options.repeats), _REFERENCE)
+    seconds = interleaved(cases, options.repeats)
+    frame = compared(seconds, _REFERENCE)
+    frame["ratio_to_shared"] = _ratios(seconds, [plain, cached], f"{_SHARED}, layer {early}")
+    frame["ratio_to_uncached"] = _ratios(seconds, [cached], plain)
     frame["added_peak_mb"] = [added_peak_bytes(run) / 1e6 for run in cases.values()]
     frame["milliseconds_per_token"] = 1e3 * frame["seconds"] / windows.reported.numel()
     show(
@@ -59,6 +72,27 @@ def separate_kl(lens: Lens, edits: Edits, windows: Windows) -> Divergence:
         new = _logits(lens, windows)
     pairs = zip(old, new, strict=True)
     return Divergence(torch.stack([kl_divergence(a, b) for a, b in pairs]), windows)
+
+
+def shared_passes(lens: Lens, edits: Edits, windows: Windows) -> None:
+    """Base and edited model with the layers before the edit run once, read out, and no KL."""
+    first = min(layer for layer, _ in edits)
+    enter, leave = Point("resid_pre", first), Point("resid_post", lens.n_layers - 1)
+    rows = rows_at_once(lens)
+    for ids in windows.reported.split(_BATCH):
+        seen = lens.capture(ids, [enter, leave])
+        with written(lens, edits):
+            edited = lens.residual(ids, -1, resume=(first, seen[enter]))
+        for stream in (seen[leave], edited):
+            for few in stream.flatten(0, 1).split(rows):
+                lens.read_out(few)
+
+
+def _ratios(seconds: Mapping[str, float], names: Sequence[str], reference: str) -> list[float]:
+    """The ratio to one case's seconds for the cases that it is meant for, NaN for the others."""
+    return [
+        took / seconds[reference] if c in names else float("nan") for c, took in seconds.items()
+    ]
 
 
 def _logits(lens: Lens, windows: Windows) -> torch.Tensor:

@@ -57,6 +57,15 @@ def test_paired_kl(run):
     _check(printed, table, "two passes that keep logits")
     assert "paired, first edit in layer 2" in set(table["case"])
     assert not table["milliseconds_per_token"].isna().any()
+    found = table.set_index("case")
+    plain, cached = (
+        f"paired, first edit in layer 1{end}" for end in ("", ", base's stream cached")
+    )
+    seconds, ratios = found["seconds"], found[["ratio_to_shared", "ratio_to_uncached"]]
+    assert ratios["ratio_to_uncached"].dropna().index.tolist() == [cached]
+    assert ratios["ratio_to_uncached"][cached] == pytest.approx(seconds[cached] / seconds[plain])
+    shared = seconds["two passes that share their prefix, layer 1"]
+    assert ratios["ratio_to_shared"][plain] == pytest.approx(seconds[plain] / shared)
     lens = tiny_lens("llama")
     windows = cut(lens, load_corpus(world().corpus, progress=False), reported_tokens=512)
     edits = {(1, "out"): Rows(torch.tensor([3]), -40 * lens.vectors(1, "out")[[3]])}
