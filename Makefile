@@ -30,7 +30,8 @@ test-tl3: .venv-tl3/.stamp
 
 # some minutes each, on SmolLM2-135M; the tables go to runs/bench too
 bench: setup
-	for name in loading ranking paired_kl memory erase_stages scaling; do \
+	for name in loading ranking paired_kl memory erase_stages choice side_by_side \
+		inference_mode scaling; do \
 		.venv/bin/python benchmarks/$$name.py --out runs/bench/$$name.csv || exit 1; echo; done
 
 # a paper's tables and figures, into analyses/out; `make paper MODEL=path` for another model

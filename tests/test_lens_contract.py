@@ -9,7 +9,7 @@ from tiny import ARCHITECTURES, boot, read_tokenizer, save_checkpoint, tiny_lens
 
 from tars_lens.attribution.parts import logit_parts
 from tars_lens.errors import TarsError
-from tars_lens.lens import Lens, Point
+from tars_lens.lens import Batch, Lens, Point
 from tars_lens.lens_parts import (
     attention_output,
     held_final_norm,
@@ -266,6 +266,19 @@ def test_the_post_norm_gain_is_that_of_the_norm_after_the_mlp(arch):
     with torch.no_grad():
         expected = lens.model.blocks[1].ln2_post(out[None, None])[0, 0]
     _close(normed * lens.post_norm_gain(1), expected, 1e-5)
+
+
+def test_what_a_lens_gives_can_be_written_to_and_be_part_of_a_gradient(lens):
+    ids, point = torch.tensor([[4, 5, 6]]), Point("resid_post", 1)
+    resume = (2, lens.capture(ids, [point])[point])
+    last = torch.tensor([2])
+    found = [resume[1], lens.residual(ids, -1, resume=resume), lens.next_logits(Batch(ids, last))]
+    found.append(lens.capture(ids, [point], positions=last)[point])
+    for values in found:  # none is a tensor of torch.inference_mode, which allows neither
+        weight = torch.ones_like(values, requires_grad=True)
+        (slope,) = torch.autograd.grad((weight * values).sum(), [weight])
+        assert torch.equal(slope, values)
+        values[..., 0] = -torch.inf
 
 
 def test_hooks_and_passed_over_blocks_are_gone_after_an_error(lens):

@@ -1,0 +1,106 @@
+"""One concept out of one model by this package's recipe and by two rivals: seconds and memory.
+
+Every method runs once, in a process of its own that has loaded the model. What is measured is the
+making of the edit from the card and plain text, the choice on validation text included, and no
+measurement of what it does. `rank_one` gathers its own statistics of plain text each time, so the
+recipe stands here with its statistics gathered anew and taken from the cache. Of the rivals' memory
+one copy of the weights is the harness's, which keeps it to undo them bit by bit.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from timing import added_peak_bytes, arguments, compared, show
+
+_REFERENCE = "rank_one"
+_METHODS = ("tars", "tars, statistics cached", _REFERENCE, "ablation")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the table; with `--method`, which the script gives itself, one method's figures."""
+    parser = arguments(__doc__)
+    parser.add_argument("--concept", default="saturn", help="built-in name or path of a card")
+    parser.add_argument("--corpus", help="as for tars-lens erase")
+    parser.add_argument("--method", choices=_METHODS, help="measure this one, in this process")
+    options = parser.parse_args(argv)
+    if options.method:
+        print(json.dumps(measured(options)))
+        return
+    found = {method: _in_a_process(options, method) for method in _METHODS}
+    frame = compared({method: figures["seconds"] for method, figures in found.items()}, _REFERENCE)
+    frame["added_peak_mb"] = [figures["added_bytes"] / 1e6 for figures in found.values()]
+    frame["of_the_weights"] = [f["added_bytes"] / f["weight_bytes"] for f in found.values()]
+    show(
+        f"Removing {options.concept} from {options.model}",
+        frame,
+        reference=f"{_REFERENCE}, a ROME-style edit to a neutral target",
+        out=options.out,
+    )
+
+
+def measured(options: Any) -> dict[str, float]:
+    """Seconds, added peak and the weights' size of one method, in this process."""
+    from tars_lens.concept import Concept
+    from tars_lens.corpus import load_corpus
+    from tars_lens.loading import load
+    from tars_lens.model_state import model_state
+
+    lens = load(options.model, progress=False)
+    concept = Concept.load(options.concept)
+    corpus = load_corpus(options.corpus, progress=False)
+    make = _maker(options.method, lens, concept, corpus)
+    took = []
+
+    def run() -> None:
+        started = perf_counter()
+        make()
+        took.append(perf_counter() - started)
+
+    added = added_peak_bytes(run)
+    size = sum(tensor.nbytes for _, tensor in model_state(lens.model))
+    return {"seconds": took[0], "added_bytes": added, "weight_bytes": float(size)}
+
+
+def _maker(method: str, lens: Any, concept: Any, corpus: Any) -> Callable[[], Any]:
+    from tars_lens.neutral import Neutral
+    from tars_lens.removal import remove
+    from tars_lens.rivals.registry import RIVALS
+    from tars_lens.settings import Settings
+    from tars_lens.study import study
+    from tars_lens.unembedding import Unembedding
+    from tars_lens.windows import cut
+
+    windows, settings = cut(lens, corpus), Settings()
+    layers = settings.layers(lens.n_layers)
+
+    def ours(gather: Callable[..., Neutral]) -> Any:
+        neutral = gather(lens, windows.statistics, layers)
+        found = study(lens, concept, neutral, Unembedding.fit(lens), settings)
+        return remove(lens, found, neutral, windows, settings, ())
+
+    if method == "tars":
+        return lambda: ours(Neutral.fit)
+    if method in RIVALS:
+        return lambda: RIVALS[method](lens, concept, windows, settings.seed)
+    Neutral.cached(lens, windows.statistics, layers)  # so that the run finds them
+    return lambda: ours(Neutral.cached)
+
+
+def _in_a_process(options: Any, method: str) -> dict[str, float]:
+    command = [sys.executable, str(Path(__file__)), "--model", options.model]
+    command += ["--concept", options.concept, "--method", method]
+    command += ["--corpus", options.corpus] if options.corpus else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{method} failed:\n{done.stderr}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    main()
