@@ -14,6 +14,9 @@ from tars_lens.files import user_path
 
 logger = logging.getLogger(__name__)
 
+DISTANCES = ("sibling", "field", "unrelated", "homograph")
+"""How near a neighbour probe may be to the concept, the nearest kin first."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -23,11 +26,13 @@ class Probe:
         prompt: The text before the answer.
         answer: What should come next; `""` in a forward probe, where it is the card's answer.
         language: ISO 639-1 code, of multilingual probes only.
+        distance: One of `DISTANCES`, of neighbour probes only; `""` where the card doesn't say.
     """
 
     prompt: str
     answer: str = ""
     language: str = ""
+    distance: str = ""
 
 
 @dataclass(frozen=True)
@@ -219,12 +224,15 @@ class _Reader:
     def texts(self, value: Any, at: str) -> tuple[str, ...]:
         return tuple(self.text(v, f"{at}[{i}]") for i, v in enumerate(self.array(value, at)))
 
-    def probes(self, value: Any, at: str, keys: tuple[str, ...]) -> tuple[Probe, ...]:
+    def probes(self, value: Any, at: str, keys: tuple[str, ...], *more: str) -> tuple[Probe, ...]:
         rows = []
         for i, row in enumerate(self.array(value, at)):
             here = f"{at}[{i}]"
-            self.keys(row, keys, required=keys, at=here)
-            rows.append(Probe(**{key: self.text(row[key], f"{here}.{key}") for key in keys}))
+            self.keys(row, (*keys, *more), required=keys, at=here)
+            rows.append(Probe(**{key: self.text(row[key], f"{here}.{key}") for key in row}))
+            if (given := rows[-1].distance) not in ("", *DISTANCES):
+                allowed = ", ".join(DISTANCES)
+                raise self.fail(f"{here}.distance", f"is {given!r}; allowed: {allowed}.")
         return tuple(rows)
 
     def split(self, table: Any, at: str) -> ProbeSet:
@@ -233,7 +241,7 @@ class _Reader:
         return ProbeSet(
             forward=tuple(Probe(t) for t in self.texts(table.get("forward", []), f"{at}.forward")),
             reverse=self.probes(table.get("reverse", []), f"{at}.reverse", pair),
-            neighbour=self.probes(table.get("neighbour", []), f"{at}.neighbour", pair),
+            neighbour=self.probes(table.get("neighbour", []), f"{at}.neighbour", pair, "distance"),
             multilingual=self.probes(
                 table.get("multilingual", []), f"{at}.multilingual", ("language", *pair)
             ),

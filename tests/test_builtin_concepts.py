@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pytest
 
-from tars_lens.concept import Concept, builtin_concepts, forms_in, substituted
+from tars_lens.concept import DISTANCES, Concept, builtin_concepts, forms_in, substituted
 
 CARDS = builtin_concepts()
 KINDS = ("forward", "reverse", "neighbour", "multilingual")
@@ -94,6 +94,13 @@ def test_neighbours_are_no_other_cards_concept(key):
     forms = [form for other in others for form in (*other.names, *other.surface_forms)]
     near = [*concept.contrast, *concept.validation.neighbour, *concept.probes.neighbour]
     assert not [p for p in near if forms_in(f"{p.prompt} {p.answer}", forms)]
+
+
+@cards
+def test_reported_neighbours_are_marked_at_three_distances(key):
+    marked = [probe.distance for probe in Concept.load(key).probes.neighbour]
+    assert {"sibling", "field", "unrelated"} <= set(marked) <= {"", *DISTANCES}
+    assert marked.count("") <= 2  # what could be either stays unmarked
 
 
 @cards

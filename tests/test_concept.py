@@ -27,7 +27,7 @@ neighbour = [{ prompt = "The red one is", answer = "Mars" }]
 [probes]
 forward = ["Titan goes round"]
 reverse = [{ prompt = "The largest moon of Saturn is", answer = "Titan" }]
-neighbour = [{ prompt = "Io goes round", answer = "Jupiter" }]
+neighbour = [{ prompt = "Io goes round", answer = "Jupiter", distance = "sibling" }]
 
 [[probes.multilingual]]
 language = "fr"
@@ -64,7 +64,8 @@ def test_every_key_is_read_into_its_place(tmp_path):
     assert concept.contrast == (Probe("The largest planet is", "Jupiter"),)
     assert concept.validation.forward == (Probe("Huygens saw its rings:"),)
     assert concept.validation.reverse == (Probe("A moon of Saturn is", "Rhea"),)
-    assert concept.probes.neighbour == (Probe("Io goes round", "Jupiter"),)
+    assert concept.probes.neighbour == (Probe("Io goes round", "Jupiter", distance="sibling"),)
+    assert concept.validation.neighbour == (Probe("The red one is", "Mars"),)
     assert concept.probes.multilingual == (Probe("La planète aux anneaux est", "Saturne", "fr"),)
 
 
@@ -117,6 +118,18 @@ MALFORMED = {
     "a key that no probe has": (
         LEAST + '[probes]\nreverse = [{ prompt = "a", answer = "b", p = 1 }]',
         "'probes.reverse[0].p' is unknown; allowed: prompt, answer",
+    ),
+    "a distance that nobody knows": (
+        LEAST + '[probes]\nneighbour = [{ prompt = "a", answer = "b", distance = "cousin" }]',
+        "'probes.neighbour[0].distance' is 'cousin'; allowed: sibling, field, unrelated, homograph",
+    ),
+    "an empty distance": (
+        LEAST + '[probes]\nneighbour = [{ prompt = "a", answer = "b", distance = "" }]',
+        "'probes.neighbour[0].distance' is empty",
+    ),
+    "a distance of what is no neighbour": (
+        LEAST + '[probes]\nreverse = [{ prompt = "a", answer = "b", distance = "field" }]',
+        "'probes.reverse[0].distance' is unknown; allowed: prompt, answer",
     ),
     "no name": ('answer = "a"\nprompt = "b"', "'name' is required"),
     "no answer": ('name = "a"\nprompt = "b"', "'answer' is required"),

@@ -348,6 +348,28 @@ def test_the_bootstrap_covers_the_mean_and_needs_two_items():
     assert intervals.bootstrap(values[:1], intervals.mean, seed=0) is None
 
 
+def test_neighbours_are_measured_at_each_distance_that_a_card_marks(tiny, card):
+    marks = ("sibling", "sibling", "homograph", "")
+    near = tuple(replace(p, distance=d) for p, d in zip(card.probes.neighbour, marks, strict=True))
+    marked = replace(card, probes=replace(card.probes, neighbour=near))
+    measure = next(m for m in MEASURES if m.name == "neighbour")
+
+    def found(concept):
+        base = Base(tiny, [concept], load_corpus(world().corpus), SMALL, seed=0)
+        return measure.run(Context(base, _noise(3.0)))
+
+    result, plain = found(marked), found(card)
+    kept = result.items["kept"]
+    distances = result.figures["distances"]
+    assert list(distances) == ["sibling", "homograph"]
+    assert distances["sibling"]["kept"] == pytest.approx(float((kept[0] * kept[1]) ** 0.5))
+    assert distances["sibling"]["worst_kept"] == pytest.approx(kept[:2].min())
+    assert distances["homograph"]["worst"] == card.probes.neighbour[2].answer
+    assert result.figures["concepts"][card.name]["distances"] == distances
+    assert plain.figures["distances"] == {}
+    assert plain.value == result.value and plain.interval == result.interval
+
+
 def test_residual_knowledge_is_corrected_for_chance():
     values = np.array([[0.5, 0.9, 0.1], [0.1, 0.9, 0.1]])
     assert float(intervals.chance_corrected(values)) == pytest.approx(0.25)

@@ -5,9 +5,10 @@ from tars_lens.concept import Concept
 from tars_lens.measure.probes import KINDS, base_frame, probe_figures, with_after
 
 
-def _frame(rows):
+def _frame(rows, distances=None):
     columns = ["kind", "language", "answer", "p_before", "known", "floor", "set_phrase", "p_after"]
     frame = pd.DataFrame(rows, columns=columns)
+    frame["distance"] = distances or ""
     span = (frame["p_before"] - frame["floor"]).where(frame["known"] & ~frame["set_phrase"])
     frame["kept"] = (frame["p_after"] - frame["floor"]).clip(lower=0) / span
     return frame
@@ -58,6 +59,26 @@ def test_neighbours_are_a_geometric_mean_capped_at_one():
     assert figures["kept"] == pytest.approx(0.5)
     assert figures["worst"] == "Jupiter"
     assert figures["worst_kept"] == pytest.approx(0.25)
+    assert figures["distances"] == {}
+
+
+def test_neighbours_of_each_marked_distance_have_figures_of_their_own():
+    rows = [
+        ("neighbour", "", "Jupiter", 0.8, True, 0.0, False, 0.2),
+        ("neighbour", "", "Uranus", 0.8, True, 0.0, False, 0.8),
+        ("neighbour", "", "Vinci", 0.5, True, 0.0, False, 0.25),
+        ("neighbour", "", "Bell", 0.01, False, 0.0, False, 0.0),
+        ("neighbour", "", "Mars", 0.5, True, 0.0, False, 0.1),  # the card doesn't say how near
+        ("neighbour", "", "cars", 0.01, False, 0.0, False, 0.1),
+    ]
+    marks = ["sibling", "sibling", "unrelated", "unrelated", "", "homograph"]
+    found = probe_figures(_frame(rows, marks))["neighbour"]["distances"]
+    assert list(found) == ["sibling", "unrelated", "homograph"]
+    assert found["sibling"]["kept"] == pytest.approx(0.5)
+    assert (found["sibling"]["worst"], found["sibling"]["known"]) == ("Jupiter", 2)
+    assert (found["unrelated"]["kept"], found["unrelated"]["known"]) == (pytest.approx(0.5), 1)
+    assert found["unrelated"]["n"] == 2
+    assert (found["homograph"]["kept"], found["homograph"]["worst"]) == (None, None)
 
 
 def test_languages_are_summed_apart_and_together():

@@ -16,7 +16,7 @@ class Question:
     Attributes:
         concept: The card's name.
         kind: What it shows: `forward`, `paraphrase`, `attack` and so on.
-        way: How it was derived, or its language; `""` as the card has it.
+        way: How it was derived, its language, or a neighbour's distance; `""` as the card has it.
         fact: The index of the card's probe that it asks for, among its kind.
         prompt: The text before the answer.
         answers: Texts, any of which answers it.
@@ -42,10 +42,9 @@ def plain_questions(concept: Concept) -> list[Question]:
     ]
     asked += [reverse_question(concept, i, p) for i, p in enumerate(concept.probes.reverse)]
     for kind in ("neighbour", "multilingual"):
-        asked += [
-            Question(concept.name, kind, probe.language, i, probe.prompt, (probe.answer,))
-            for i, probe in enumerate(getattr(concept.probes, kind))
-        ]
+        for i, probe in enumerate(getattr(concept.probes, kind)):
+            way = probe.language or probe.distance
+            asked.append(Question(concept.name, kind, way, i, probe.prompt, (probe.answer,)))
     return asked
 
 

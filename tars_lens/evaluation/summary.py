@@ -72,9 +72,21 @@ def _notes(report: dict[str, Any]) -> list[str]:
             f"{reverse.get('known')} of {reverse.get('n')} reverse probes "
             f"({reverse.get('set_phrases')} set phrases left out)."
         )
+    near = report["measures"].get("neighbour", {}).get(ours, {}).get("distances", {})
+    if near:
+        found.append(f"Neighbours kept: {'; '.join(distance_lines(near))}.")
     if BLOCKED in report["verdicts"]:
         found += _beaten(report)
     return found
+
+
+def distance_lines(distances: dict[str, Any]) -> list[str]:
+    """One line a distance: what neighbours so near keep, and the worst of them."""
+    return [
+        f"{name} {_number(found['kept'])} of {found['known']} known (of {found['n']})"
+        + (f", worst {found['worst']} {_number(found['worst_kept'])}" if found["known"] else "")
+        for name, found in distances.items()
+    ]
 
 
 def _beaten(report: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from tars_lens.concept import Concept, Probe, ProbeSet, substituted
+from tars_lens.concept import DISTANCES, Concept, Probe, ProbeSet, substituted
 from tars_lens.lens import Lens
 from tars_lens.measure.probability import answer_probabilities
 
@@ -24,7 +24,7 @@ def probe_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) ->
         probes: Which of its splits; the reported one where not given.
 
     Returns:
-        Columns concept, kind, language, prompt, answer, p, known.
+        Columns concept, kind, language, distance, prompt, answer, p, known.
     """
     rows = _listed(concept.probes if probes is None else probes)
     said = answer_probabilities(
@@ -37,6 +37,7 @@ def probe_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) ->
             "concept": concept.name,
             "kind": [kind for kind, _ in rows],
             "language": [probe.language for _, probe in rows],
+            "distance": [probe.distance for _, probe in rows],
             "prompt": [probe.prompt for _, probe in rows],
             "answer": [probe.answer or concept.answer for _, probe in rows],
             # the types are given, as an empty table knows none: a card may have no probes
@@ -50,7 +51,8 @@ def base_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) -> 
     """`probe_frame` of the base model, with the floor of each reverse probe.
 
     Returns:
-        Columns concept, kind, language, prompt, answer, p_before, known, floor, set_phrase.
+        Columns concept, kind, language, distance, prompt, answer, p_before, known, floor,
+        set_phrase.
         The floor is the base's answer with the card's substitute in place of the name, 0 without
         one; a reverse probe with `floor > p_before / 2` is a set phrase.
     """
@@ -127,6 +129,13 @@ def _reverse(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _neighbour(frame: pd.DataFrame) -> dict[str, Any]:
+    """The figures of all neighbours together, and of each distance that the card marks."""
+    parts = ((distance, frame[frame["distance"] == distance]) for distance in DISTANCES)
+    distances = {distance: _near(part) for distance, part in parts if len(part)}
+    return {**_near(frame), "distances": distances}
+
+
+def _near(frame: pd.DataFrame) -> dict[str, Any]:
     known = frame[frame["known"]].copy()
     known["kept"] = (known["p_after"] / known["p_before"]).clip(upper=1)
     logs = [math.log(max(kept, 1e-12)) for kept in known["kept"]]

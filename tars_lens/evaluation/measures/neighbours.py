@@ -1,25 +1,31 @@
-"""Near things that are to stay: siblings, the same field, unrelated."""
+"""Near things that are to stay: siblings, the same field, unrelated, homographs."""
 
 from typing import Any
 
 import pandas as pd
 
+from tars_lens.concept import DISTANCES
 from tars_lens.evaluation import intervals
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.measure import Measure, Result
 
 
 def neighbours(context: Context) -> Result:
-    """The geometric mean of `p / p0`, capped at 1, and the worst one by name."""
+    """The geometric mean of `p / p0`, capped at 1, and the worst one by name.
+
+    `distances` has both for each distance that the cards mark.
+    """
     frame = context.answers("neighbour").drop(columns=["top_before", "top_after"])
     frame["kept"] = (frame["p_after"] / frame["p_before"]).clip(upper=1)
     known = frame[frame["known"]]
     values = known[["p_after", "p_before"]].to_numpy(float)
     figures = {
         **_figures(frame, known),
+        "distances": _distances(frame),
         "concepts": {
-            str(name): _figures(frame[frame["concept"] == name], part)
-            for name, part in known.groupby("concept", sort=False)
+            str(name): {**_figures(part, part[part["known"]]), "distances": _distances(part)}
+            for name, part in frame.groupby("concept", sort=False)
+            if part["known"].any()
         },
     }
     interval = intervals.bootstrap(
@@ -39,6 +45,12 @@ def _figures(every: pd.DataFrame, known: pd.DataFrame) -> dict[str, Any]:
         "worst_kept": None if worst is None else float(worst["kept"]),
         "worst_prompt": None if worst is None else str(worst["prompt"]),
     }
+
+
+def _distances(frame: pd.DataFrame) -> dict[str, Any]:
+    """The figures of each distance that is marked, in the order of `DISTANCES`."""
+    parts = ((distance, frame[frame["way"] == distance]) for distance in DISTANCES)
+    return {name: _figures(part, part[part["known"]]) for name, part in parts if len(part)}
 
 
 MEASURES = (
