@@ -18,6 +18,7 @@ from tars_lens.lens import Lens, Point, tensor_sha256
 logger = logging.getLogger(__name__)
 
 _BATCH = 2
+_GROUP = 8
 
 
 @dataclass(frozen=True)
@@ -97,33 +98,46 @@ class _Sums:
         self.mlp_norms: list[Tensor] = []
 
     def add(self, lens: Lens, ids: Int[Tensor, "batch pos"]) -> None:
-        every = range(lens.n_layers)
-        points = [Point("mlp_in", layer) for layer in self.layers]
-        points += [Point(site, layer) for site in ("mlp_post", "resid_post") for layer in every]
-        seen = lens.capture(ids, points)
+        """Reads a batch, a few layers at a time: all activations of 70B would be 3 GB at once."""
         self.count += ids.shape[0] * (ids.shape[1] - 1)
-        for index, layer in enumerate(self.layers):
+        norms: list[tuple[Tensor, Tensor]] = []
+        resume = None
+        for first in range(0, lens.n_layers, _GROUP):
+            group = range(first, min(first + _GROUP, lens.n_layers))
+            points = [Point("mlp_in", layer) for layer in self.layers if layer in group]
+            points += [Point(site, layer) for site in ("mlp_post", "resid_post") for layer in group]
+            seen = lens.capture(ids, points, resume=resume)
+            norms += [self._add_layer(lens, layer, seen) for layer in group]
+            resume = (group.stop, seen[Point("resid_post", group[-1])])
+        residual_norms, mlp_norms = zip(*norms, strict=True)
+        self.residual_norms.append(torch.stack(residual_norms))
+        self.mlp_norms.append(torch.stack(mlp_norms))
+
+    def _add_layer(
+        self, lens: Lens, layer: int, seen: dict[Point, Tensor]
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """Adds what one layer shows; returns the norms of the stream and of the MLP's output."""
+        if layer in self.layers:
+            index = self.layers.index(layer)
             y = seen[Point("mlp_in", layer)][:, 1:].flatten(0, 1).float()
             self.total[index] += y.sum(0).double()
             self.product[index] += y.T @ y
-        residual_norm, mlp_norm = [], []
-        for layer in every:
-            activation = seen[Point("mlp_post", layer)][:, 1:].flatten(0, 1)
-            self.square[layer] += activation.float().square().sum(0)
-            output = activation @ lens.vectors(layer, "out")
-            mlp_norm.append(output.float().norm(dim=-1))
-            stream = seen[Point("resid_post", layer)][:, 1:].flatten(0, 1)
-            residual_norm.append(stream.float().norm(dim=-1))
-        self.residual_norms.append(torch.stack(residual_norm))
-        self.mlp_norms.append(torch.stack(mlp_norm))
+        activation = seen[Point("mlp_post", layer)][:, 1:].flatten(0, 1)
+        self.square[layer] += activation.float().square().sum(0)
+        output = activation @ lens.vectors(layer, "out")
+        stream = seen[Point("resid_post", layer)][:, 1:].flatten(0, 1)
+        return stream.float().norm(dim=-1), output.float().norm(dim=-1)
 
     def result(self) -> Neutral:
+        """The statistics; the sums become them where they lie, so that they aren't held twice."""
         mean = (self.total / self.count).float()
-        outer = mean[:, :, None] * mean[:, None, :]
+        covariance = self.product.div_(self.count)
+        for about, own in zip(covariance, mean, strict=True):
+            about -= own[:, None] * own[None, :]
         return Neutral(
             layers=self.layers,
             mean=mean,
-            covariance=self.product / self.count - outer,
+            covariance=covariance,
             activation_rms=(self.square / self.count).sqrt(),
             residual_norm=torch.cat(self.residual_norms, dim=1).median(dim=1).values,
             mlp_norm=torch.cat(self.mlp_norms, dim=1).median(dim=1).values,

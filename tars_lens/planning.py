@@ -6,29 +6,18 @@ from typing import Any
 
 import pandas as pd
 
+from tars_lens import neutral
 from tars_lens.errors import TarsError
 from tars_lens.machines import Machine, this_processor
+from tars_lens.pass_counts import kl_passes, passes
+from tars_lens.settings import Settings
 from tars_lens.shapes import Shape
+from tars_lens.windows import WIDTH
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-WINDOW = 256
-"""Tokens in one of the passes that times are counted in."""
-
-PASSES = {
-    "statistics of plain text, once a model": 64.0,
-    "study and choice of edits, a concept": 30.0,
-    "probes before and after, a concept": 32.0,
-}
-"""Forward passes of a window that each stage takes, from benchmarks/erase_stages.py (SmolLM2-135M).
-
-The statistics are of 64 windows; the choice runs only the layers after the first edit.
-"""
-
-_KL_WINDOWS = 2.0  # passes a window: base and edited model; the layers they share are run once
 _BATCH = 4  # windows that run side by side in the KL and the statistics
 _IMPORTS = 500_000_000
-_KEPT_LAYERS = 3  # whose covariance is kept, and that of the unembedding beside them
 _SOLVES = 2  # float32 copies of a covariance while a linear system is solved
 _LOGITS = 64_000_000
 
@@ -42,7 +31,8 @@ class Plan:
         machine: Where it is to run.
         dtype: Of the weights.
         memory: One row a part: part, bytes.
-        time: One row a stage: stage, passes (forward passes of 256 tokens), seconds.
+        time: One row a stage: stage, passes (forward passes of 256 tokens, as `pass_counts` has
+            them), seconds.
     """
 
     shape: Shape
@@ -145,14 +135,17 @@ def does_not_fit(name: str, needed: int, machine: Machine, dtype: str) -> str:
 
 
 def _memory(shape: Shape, machine: Machine, size: int, kl_tokens: int) -> pd.DataFrame:
-    tokens = _BATCH * WINDOW
+    tokens = _BATCH * WIDTH
     covariance = 4 * shape.d_model**2
+    kept = len(Settings().layers(shape.layers)) + 1  # those where neurons read, the unembedding's
+    few = neutral._BATCH * WIDTH * min(neutral._GROUP, shape.layers)  # as the statistics read them
     parts = {
         "weights": shape.parameters * size,
-        "covariances": (_KEPT_LAYERS + 1 + _SOLVES) * covariance,
+        "covariances": (kept + _SOLVES) * covariance,
         "neuron statistics": 4 * shape.layers * shape.d_mlp,
         "activations of one layer": tokens * (shape.roles * shape.d_mlp + 8 * shape.d_model) * size,
-        "attention of one layer": 3 * _BATCH * shape.heads * WINDOW**2 * 4,
+        "activations of a few layers": few * (shape.d_mlp + 2 * shape.d_model) * size,
+        "attention of one layer": 3 * _BATCH * shape.heads * WIDTH**2 * 4,
         "base stream of the KL": kl_tokens * shape.d_model * size,
         "logits of a slice": _LOGITS + 64 * 4 * shape.d_vocab,
     }
@@ -163,15 +156,16 @@ def _memory(shape: Shape, machine: Machine, size: int, kl_tokens: int) -> pd.Dat
 
 def _time(shape: Shape, machine: Machine, size: int, concepts: int, kl_tokens: int) -> pd.DataFrame:
     """Compute or reading, whichever takes longer; of several GPUs one works at a time."""
-    compute = 2 * shape.parameters * WINDOW / machine.flops
+    compute = 2 * shape.parameters * WIDTH / machine.flops
     reading = shape.parameters * size / machine.read_bytes
     one = max(compute, reading)
     rows = [("loading from disk", 0.0, shape.parameters * size / machine.disk_bytes)]
-    for stage, passes in PASSES.items():
+    settings = Settings()
+    for stage, count in passes(settings, shape.layers).items():
         times = concepts if stage.endswith("a concept") else 1
-        rows.append((stage, passes * times, passes * times * one))
-    passes = _KL_WINDOWS * kl_tokens / WINDOW
-    rows.append(("KL on plain text", passes, passes * one))
+        rows.append((stage, count * times, count * times * one))
+    count = kl_passes(settings, shape.layers, kl_tokens)
+    rows.append(("KL on plain text", count, count * one))
     mlp_bytes = shape.mlp_vectors * shape.d_model * size
     rows.append(("ranking all weight vectors", 0.0, mlp_bytes / machine.read_bytes))
     return pd.DataFrame(rows, columns=["stage", "passes", "seconds"])
