@@ -116,16 +116,15 @@ def paired_kl(
     path = stream_path(lens, reported, _BATCH) if remember and lens.sha256 else None
     known = read_stream(path, lens, reported) if path else None
     values, stream = [], None
-    if path and known is None:  # filled in place: a list of parts would be held twice to join it
-        shape = (*reported.shape, lens.d_model)
-        stream = torch.empty(shape, dtype=lens.dtype, device=lens.device)
     for index, ids in enumerate(reported.split(_BATCH)):
         seen = lens.capture(ids, [enter] if known is not None else [enter, leave])
         before = seen[leave] if known is None else known[index * _BATCH :][: len(ids)]
         with written(lens, edits):
             after = lens.residual(ids, -1, resume=(first, seen[enter]))
         values.append(_divergence(lens, before, after))
-        if stream is not None:
+        if path and known is None:
+            if stream is None:  # filled in place: parts would be held twice while they are joined
+                stream = before.new_empty(*reported.shape, lens.d_model)
             stream[index * _BATCH :][: len(ids)] = before
         if advance is not None:
             advance(len(ids))
