@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tars_lens.disk_ranking import rank_checkpoint
 from tars_lens.export import export
+from tars_lens.files import sha256_file
 from tars_lens.layout import Slot, StoredTensor, checkpoint_slots, weight_files
 from tars_lens.patch import Patch, PatchRows
 from tars_lens.shapes import config_of
@@ -155,7 +156,11 @@ def _export(folder: Path, repeats: int) -> pd.DataFrame:
         target.mkdir()
         shutil.copyfile(slot.tensor.file, target / slot.tensor.file.name)
 
-    cases = {_COPY: copied, "export, one shard touched": lambda: export(patch, folder, target)}
+    cases = {
+        _COPY: copied,
+        "SHA-256 of that shard, one core": lambda: sha256_file(slot.tensor.file),
+        "export, one shard touched": lambda: export(patch, folder, target),
+    }
     seconds = interleaved(cases, repeats, before=before)
     names = [file.name for file in weight_files(target)]
     linked = sum((target / name).samefile(folder / name) for name in names)

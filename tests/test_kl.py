@@ -11,7 +11,7 @@ from tiny import tiny_lens
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens, Point, tensor_sha256
 from tars_lens.measure import base_stream
-from tars_lens.measure.base_stream import stream_path
+from tars_lens.measure.base_stream import stream_path, worth_keeping
 from tars_lens.measure.kl import Divergence, five, paired_kl
 from tars_lens.trial import kl_divergence
 from tars_lens.weights import Rows, written
@@ -136,6 +136,15 @@ def test_a_damaged_stream_is_made_again(checkpoint, tmp_path, damage):
     assert file.read_bytes() != whole
     assert torch.equal(paired_kl(checkpoint, edits, windows).values, before)
     assert file.read_bytes() == whole
+
+
+def test_a_stream_is_kept_where_that_gains(checkpoint, monkeypatch):
+    assert worth_keeping(checkpoint)
+    monkeypatch.setattr(Lens, "device", property(lambda _: torch.device("cuda")))
+    assert not worth_keeping(checkpoint)
+    monkeypatch.undo()
+    checkpoint.sha256 = ""
+    assert not worth_keeping(checkpoint)
 
 
 def test_a_stream_is_of_one_base_one_text_and_one_way_to_run_it(checkpoint):

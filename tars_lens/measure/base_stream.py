@@ -33,6 +33,15 @@ MOST_BYTES = 1 << 30
 _ABANDONED = 3600  # seconds after which an unfinished file is a killed process's
 
 
+def worth_keeping(lens: Lens) -> bool:
+    """Whether a base's stream is found again sooner than it is made again.
+
+    Knowing the base costs a hash of all its weights, which on a GPU takes longer than the passes
+    that it spares (`docs/scale.md`); a model that came from no checkpoint isn't met again.
+    """
+    return bool(lens.sha256) and lens.device.type == "cpu"
+
+
 def stream_path(lens: Lens, ids: Int[Tensor, "windows pos"], batch: int) -> Path:
     """Where the stream of these windows is kept, by all that its bits depend on.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tars_lens.concept import forms_in
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens, Point
-from tars_lens.measure.base_stream import keep_stream, read_stream, stream_path
+from tars_lens.measure.base_stream import keep_stream, read_stream, stream_path, worth_keeping
 from tars_lens.measure.spread import kl_histogram
 from tars_lens.trial import kl_divergence, rows_at_once
 from tars_lens.weights import Edits, written
@@ -103,7 +103,8 @@ def paired_kl(
         windows: A corpus, cut.
         advance: Told the number of windows done after each batch.
         remember: Keep the base's final residual stream in the user's cache, and take it from
-            there: the figures are the same bits. Only for a model that came from a checkpoint.
+            there: the figures are the same bits. Only for a model that came from a checkpoint
+            and runs on the processor (`worth_keeping`).
 
     Raises:
         TarsError: There is nothing to compare.
@@ -113,7 +114,7 @@ def paired_kl(
     first = min(layer for layer, _ in edits)
     enter, leave = Point("resid_pre", first), Point("resid_post", lens.n_layers - 1)
     reported = windows.reported
-    path = stream_path(lens, reported, _BATCH) if remember and lens.sha256 else None
+    path = stream_path(lens, reported, _BATCH) if remember and worth_keeping(lens) else None
     known = read_stream(path, lens, reported) if path else None
     values, stream = [], None
     for index, ids in enumerate(reported.split(_BATCH)):
