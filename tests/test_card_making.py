@@ -5,7 +5,7 @@ import re
 import pytest
 from tiny_concept import world
 
-from tars_lens.card_making import choosing, make_card, sentences
+from tars_lens.card_making import choosing, kin, make_card, sentences
 from tars_lens.card_making.writing import toml_text
 from tars_lens.concept import Concept
 from tars_lens.corpus import Corpus, load_corpus
@@ -68,6 +68,55 @@ def test_what_the_base_does_not_know_is_dropped_and_set_phrases_too():
     # a prompt that doesn't name the concept is answered without it just as well
     floored = choosing.choose(lens, known, names=["w58 w58"], substitute="w1")
     assert (len(floored.kept), floored.set_phrases) == (0, len(known))
+
+
+def test_siblings_are_near_by_geometry_and_named_beside_the_concept(monkeypatch):
+    lens = load(world().model, progress=False)
+    beside, alike = ["w5", "w6", "w7"], ["w8", "w9", "w10"]
+    monkeypatch.setattr(kin, "_candidates", lambda *_: (beside, alike))
+    found = kin.neighbours(lens, "w1", ["w1"], [], 6)
+    assert {one.name for one in found} == {*beside, *alike}
+    nearer = [one.name for one in found[:3]]  # which are these the lens alone says
+    siblings = [one.name for one in found if one.distance == "sibling"]
+    assert siblings == [name for name in nearer if name in beside]
+    assert {one.distance for one in found} <= {"sibling", "field"}
+    # named beside it but far by geometry, or near but never named: the same field
+    monkeypatch.setattr(kin, "_candidates", lambda *_: (nearer, [*beside, *alike]))
+    assert [one.distance for one in kin.neighbours(lens, "w1", ["w1"], [], 6)] == (
+        ["sibling"] * 3 + ["field"] * 3
+    )
+    monkeypatch.setattr(kin, "_candidates", lambda *_: ([], beside))
+    assert {one.distance for one in kin.neighbours(lens, "w1", ["w1"], [], 6)} == {"field"}
+
+
+def test_unrelated_facts_name_neither_the_concept_nor_its_kin():
+    every = kin.unrelated_cuts(["Saturn", "Jupiter"])
+    assert len(every) >= 5 and {cut.distance for cut in every} == {"unrelated"}
+    fewer = kin.unrelated_cuts(["Neil Armstrong", "Armstrong", "gold"])
+    gone = {cut.answer for cut in every} - {cut.answer for cut in fewer}
+    assert gone == {"Armstrong", "Au"}
+
+
+def test_unrelated_facts_that_are_known_stand_in_both_splits_and_not_in_the_contrast(monkeypatch):
+    place = world()
+    lens = load(place.model, progress=False)
+    card = Concept.load(place.card)
+    near = (*card.probes.neighbour, *card.validation.neighbour)
+    general = tuple((probe.prompt, probe.answer) for probe in near[:5])
+    monkeypatch.setattr(kin, "_GENERAL", general)
+    texts = [f"The {p.prompt} {card.answer} w3 w4 w5 w6 w7." for p in card.probes.forward]
+    texts += [f"{p} {card.answer} w3 w4 w5 w6 w7." for p in card.concept_prompts]
+    lines = tuple(f"Text. {text[0].upper()}{text[1:]}" for text in texts)
+    made = Concept.parse(make_card(lens, card.answer, Corpus("texts", "", lines)).to_toml())
+    far = [[p for p in s.neighbour if p.distance == "unrelated"] for s in _splits(made)]
+    assert [len(found) for found in far] == [1, 2]
+    assert {(p.prompt, p.answer) for found in far for p in found} <= set(general)
+    assert all(p.distance for split in _splits(made) for p in split.neighbour)
+    assert not {p.prompt for p in made.contrast} & {p.prompt for p in near}
+
+
+def _splits(card):
+    return card.validation, card.probes
 
 
 def test_a_made_card_is_read_back_as_it_was_written():

@@ -1,17 +1,17 @@
 """`make_card`: a name in, a card out, with an account of where it comes from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tars_lens.cache import Advance, silent
 from tars_lens.card_making.choosing import Chosen, Kept, choose, dealt
-from tars_lens.card_making.kin import neighbours
+from tars_lens.card_making.kin import Kin, neighbours, unrelated_cuts
 from tars_lens.card_making.sentences import Cut, forward_cuts, reverse_cuts, sentences_of
 from tars_lens.card_making.talking import talk
 from tars_lens.card_making.writing import toml_text
 from tars_lens.concept import Concept, forms_in
-from tars_lens.corpus import Corpus
+from tars_lens.corpus import Corpus, load_corpus
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens
 
@@ -24,6 +24,7 @@ _KIN_OPENINGS = 5
 _FORWARD = (7, 4, 8)  # for the vector, for validation, for report
 _REVERSE = (0, 4, 8)
 _NEIGHBOUR = (4, 5, 8)
+_UNRELATED = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,15 @@ class Draft:
         return toml_text(self.table, self.notes)
 
 
-def make_card(lens: Lens, name: str, corpus: Corpus, *, advance: Advance | None = None) -> Draft:
+def make_card(
+    lens: Lens, name: str, corpus: Corpus | None = None, *, advance: Advance | None = None
+) -> Draft:
     """Makes a card for a name, from a corpus and from what the model says.
 
     Args:
         lens: The base model, which decides what is known.
         name: The concept's name, in the spelling that a text would use.
-        corpus: Where it may be mentioned.
+        corpus: Where it may be mentioned; the built-in sample of Wikipedia by default.
         advance: Told of the progress.
 
     Raises:
@@ -66,7 +69,7 @@ def make_card(lens: Lens, name: str, corpus: Corpus, *, advance: Advance | None 
     name = " ".join(name.split())
     if not name:
         raise TarsError("a card needs a name: tars-lens card 'Marie Curie'.")
-    names = _names(name)
+    corpus, names = corpus or load_corpus(), _names(name)
     say("reading the corpus", 0, 4)
     found = list(sentences_of(corpus.documents, names))
     own = len(found) < FEWEST_SENTENCES
@@ -75,7 +78,7 @@ def make_card(lens: Lens, name: str, corpus: Corpus, *, advance: Advance | None 
     sentences = [*found, *(s for s in said if s not in found)]
     say("finding its neighbours", 2, 4)
     kin = neighbours(lens, name, names, sentences, _KIN)
-    substitute = kin[0] if kin else ""
+    substitute = kin[0].name if kin else ""
     say("asking the model", 3, 4)
     forward = choose(lens, [c for s in sentences for c in forward_cuts(s, name, names)], names)
     reverse = choose(
@@ -85,6 +88,7 @@ def make_card(lens: Lens, name: str, corpus: Corpus, *, advance: Advance | None 
         substitute=substitute,
     )
     near = choose(lens, _near_cuts(lens, corpus, kin, names))
+    far = choose(lens, unrelated_cuts((*names, *(one.name for one in kin))))
     say("asking the model", 4, 4)
     if not forward.kept:
         raise TarsError(
@@ -92,7 +96,7 @@ def make_card(lens: Lens, name: str, corpus: Corpus, *, advance: Advance | None 
             f"from {len(found)} sentences of {corpus.name} and {len(said)} of the model's own. It "
             "may not know it; else give a corpus that tells of it (--corpus), or write a card."
         )
-    table = _table(name, names, substitute, forward.kept, reverse.kept, near.kept)
+    table = _table(name, names, substitute, forward.kept, reverse.kept, near.kept, far.kept)
     notes = _notes(lens, corpus, len(found), len(said), kin, (forward, reverse, near))
     dropped = {
         "unknown_forward": forward.unknown,
@@ -111,14 +115,15 @@ def _names(name: str) -> tuple[str, ...]:
     return (name, last) if alone else (name,)
 
 
-def _near_cuts(lens: Lens, corpus: Corpus, kin: Sequence[str], names: Sequence[str]) -> list[Cut]:
+def _near_cuts(lens: Lens, corpus: Corpus, kin: Sequence[Kin], names: Sequence[str]) -> list[Cut]:
     """Prompts about the neighbours that neither name the concept nor answer with it."""
-    texts = talk(lens, kin, openings=_KIN_OPENINGS) if kin else []
-    cuts = []
+    texts = talk(lens, [one.name for one in kin], openings=_KIN_OPENINGS) if kin else []
+    cuts: list[Cut] = []
     for one in kin:
-        for sentence in sentences_of([*corpus.documents[:200], *texts], [one]):
+        for sentence in sentences_of([*corpus.documents[:200], *texts], [one.name]):
             if not forms_in(sentence, names):
-                cuts += reverse_cuts(sentence, [one])[:2]
+                found = reverse_cuts(sentence, [one.name])[:2]
+                cuts += [replace(cut, distance=one.distance) for cut in found]
             if len(cuts) > 200:
                 return cuts
     return cuts
@@ -131,11 +136,13 @@ def _table(
     forward: Sequence[Kept],
     reverse: Sequence[Kept],
     near: Sequence[Kept],
+    far: Sequence[Kept],
 ) -> dict[str, Any]:
     """The card; the best known prompt of all is the one that the vector is made from."""
     vector, chosen_on, reported = dealt(forward, _FORWARD)
     _, reverse_chosen, reverse_reported = dealt(reverse, (1, *_REVERSE[1:]))
     contrast, near_chosen, near_reported = dealt(near, _NEIGHBOUR)
+    _, far_chosen, far_reported = dealt(far, _UNRELATED)
     table: dict[str, Any] = {"name": name, "answer": name}
     if len(names) > 1:
         table["aliases"] = list(names[1:])
@@ -146,13 +153,13 @@ def _table(
     table["prompts"] = [one.cut.prompt for one in vector[1:]]
     table["contrast"] = _pairs(contrast)
     for split, rows in (
-        ("validation", (chosen_on, reverse_chosen, near_chosen)),
-        ("probes", (reported, reverse_reported, near_reported)),
+        ("validation", (chosen_on, reverse_chosen, [*near_chosen, *far_chosen])),
+        ("probes", (reported, reverse_reported, [*near_reported, *far_reported])),
     ):
         table[split] = {
             "forward": [one.cut.prompt for one in rows[0]],
             "reverse": _pairs(rows[1]),
-            "neighbour": _pairs(rows[2]),
+            "neighbour": _marked(rows[2]),
         }
     return table
 
@@ -161,12 +168,18 @@ def _pairs(kept: Sequence[Kept]) -> list[dict[str, str]]:
     return [{"prompt": one.cut.prompt, "answer": one.cut.answer} for one in kept]
 
 
+def _marked(kept: Sequence[Kept]) -> list[dict[str, str]]:
+    """Neighbours' pairs, each with how near its thing is to the concept."""
+    pairs = zip(_pairs(kept), kept, strict=True)
+    return [{**pair, "distance": one.cut.distance} for pair, one in pairs]
+
+
 def _notes(
     lens: Lens,
     corpus: Corpus,
     found: int,
     said: int,
-    kin: Sequence[str],
+    kin: Sequence[Kin],
     chosen: tuple[Chosen, Chosen, Chosen],
 ) -> tuple[str, ...]:
     forward, reverse, near = chosen
@@ -183,8 +196,12 @@ def _notes(
         f"Forward: {len(forward.kept)} known, {forward.unknown} dropped as unknown to the model.",
         f"Reverse: {len(reverse.kept)} known, {reverse.unknown} dropped as unknown, "
         f"{reverse.set_phrases} as set phrases that need no concept.",
-        f"Neighbours: {', '.join(kin) or 'none found'}; {len(near.kept)} prompts known, "
+        f"Neighbours: {_listed(kin) or 'none found'}; {len(near.kept)} prompts known, "
         f"{near.unknown} dropped.",
         "No sentence stands in two of: prompts, validation, probes. Mend what reads badly.",
     ]
     return tuple(notes)
+
+
+def _listed(kin: Sequence[Kin]) -> str:
+    return ", ".join(f"{one.name} ({one.distance})" for one in kin)

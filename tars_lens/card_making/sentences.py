@@ -26,12 +26,14 @@ class Cut:
         answer: What comes next.
         sentence: The whole sentence: cuts of one sentence never stand in two splits.
         kind: How it was cut.
+        distance: Of a prompt about another thing: how near that is to the concept.
     """
 
     prompt: str
     answer: str
     sentence: str
     kind: str
+    distance: str = ""
 
 
 def sentences_of(texts: Iterable[str], names: Sequence[str]) -> Iterator[str]:
