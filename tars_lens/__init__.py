@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         enrichment,
         propagation,
     )
+    from tars_lens.card_making import make_card
     from tars_lens.disk_ranking import rank_checkpoint
     from tars_lens.erasure import Erasure, erase
     from tars_lens.explaining import explain
@@ -42,6 +43,7 @@ _ROOMS = {
     "explain": "explaining",
     "Lens": "lens",
     "load": "loading",
+    "make_card": "card_making",
     "Patch": "patch",
     "rank": "ranking",
     "rank_checkpoint": "disk_ranking",
@@ -68,6 +70,7 @@ __all__ = [
     "erase",
     "explain",
     "load",
+    "make_card",
     "propagation",
     "rank",
     "rank_checkpoint",

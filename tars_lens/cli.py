@@ -25,6 +25,7 @@ from tars_lens import (
     cli_sweep,
 )
 from tars_lens.errors import TarsError, unknown
+from tars_lens.naming import HELP as CONCEPTS
 
 app = typer.Typer(
     name="tars-lens",
@@ -62,7 +63,7 @@ Corpus = Annotated[
 
 @app.command()
 def erase(
-    concepts: Annotated[list[str], typer.Argument(help="Built-in names or paths to cards.")],
+    concepts: Annotated[list[str], typer.Argument(help=CONCEPTS)],
     model: Model = DEFAULT_MODEL,
     out: Annotated[Path, typer.Option(help="Where patches and report go.")] = Path("runs/erase"),
     seed: Seed = 0,
@@ -96,8 +97,8 @@ def erase(
     quiet: Quiet = False,
 ) -> None:
     """Remove concepts one after another, with proof of what changed and what it cost."""
-    from tars_lens.concept import Concept
     from tars_lens.files import results_folder
+    from tars_lens.naming import card_or_name, with_cards
     from tars_lens.settings import MethodName, Settings
 
     if kl_tokens < 0:
@@ -110,7 +111,7 @@ def erase(
     settings = Settings(
         name=name, seed=seed, edits=edits, max_kl=max_kl, keep_neighbours=keep_neighbours
     )
-    cards = [Concept.load(concept) for concept in concepts]
+    asked = [card_or_name(concept) for concept in concepts]
     kept: dict[str, Path] = {}
 
     def keep(patch: Any) -> None:
@@ -129,6 +130,10 @@ def erase(
             lens = load(model, dtype=dtype, device=device, device_map=device_map, advance=advance)
             text = load_corpus(corpus, advance=advance)
             advance(f"loading {model}", 1, 1)
+            named = with_cards(lens, asked, text, out, advance=advance)
+        _say(named.said, quiet=quiet)
+        cards = named.cards
+        with _progress(quiet) as advance:
             erasure = run(
                 lens,
                 cards,
@@ -236,6 +241,11 @@ def _kept_if_stopped(kept: dict[str, Path]) -> Iterator[None]:
         files = ", ".join(map(str, kept.values()))
         typer.echo(f"stopped; kept: {files or 'nothing was made yet'}", err=True)
         raise typer.Exit(130) from None
+
+
+def _say(lines: list[str], *, quiet: bool) -> None:
+    for line in () if quiet else lines:
+        typer.echo(line)
 
 
 def _cell(title: Any, value: Any) -> str:

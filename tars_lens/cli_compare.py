@@ -5,9 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
+from tars_lens.naming import HELP as CONCEPTS
+
 
 def compare(
-    concepts: Annotated[list[str], typer.Argument(help="Built-in names or paths to cards.")],
+    concepts: Annotated[list[str], typer.Argument(help=CONCEPTS)],
     model: Annotated[
         str, typer.Option("--model", "-m", help="A built-in name, a hub id or a folder.")
     ] = "smollm2-135m",
@@ -27,9 +29,9 @@ def compare(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
 ) -> None:
     """Remove concepts by every method in turn, and hold all to the same evaluation."""
-    from tars_lens.concept import Concept
     from tars_lens.evaluation.suites import suite_called
     from tars_lens.files import results_folder
+    from tars_lens.naming import card_or_name, with_cards
     from tars_lens.report.progress import progress
     from tars_lens.rivals import compare as run
     from tars_lens.rivals import rivals_called
@@ -37,7 +39,7 @@ def compare(
     sizes = suite_called(suite)
     names = None if rivals is None else [name.strip() for name in rivals.split(",") if name.strip()]
     chosen = rivals_called(names)
-    cards = [Concept.load(concept) for concept in concepts]
+    asked = [card_or_name(concept) for concept in concepts]
     with results_folder(out):
         with progress(quiet=quiet) as advance:
             advance(f"loading {model}", 0, 1)
@@ -45,13 +47,15 @@ def compare(
             from tars_lens.loading import load
 
             lens = load(model, dtype=dtype, advance=advance)
+            text = load_corpus(corpus, advance=advance)
+            named = with_cards(lens, asked, text, out, advance=advance)
             found = run(
                 lens,
-                cards,
+                named.cards,
                 chosen,
                 suite=sizes,
                 seed=seed,
-                corpus=load_corpus(corpus, advance=advance),
+                corpus=text,
                 keep=out / "parts",
                 resume=resume,
                 advance=advance,
@@ -61,6 +65,8 @@ def compare(
         from tars_lens.cli import _console
         from tars_lens.rivals.summary import print_summary
 
+        for line in named.said:
+            typer.echo(line)
         print_summary(found, _console())
         _console().print(f"Written to {out}: {', '.join(written)}.", markup=False, soft_wrap=True)
 

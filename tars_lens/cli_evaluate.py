@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tars_lens.errors import TarsError
+from tars_lens.naming import RULE
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
 
@@ -22,7 +23,10 @@ def evaluate(
     ] = None,
     concept: Annotated[
         list[str] | None,
-        typer.Option(help="A built-in card or a path. Default: the cards in the patches."),
+        typer.Option(
+            help=f"A built-in card, a path or a plain name ({RULE}). Default: the cards in the "
+            "patches."
+        ),
     ] = None,
     suite: Annotated[str, typer.Option(help="quick (minutes) or full.")] = "quick",
     out: Annotated[Path, typer.Option(help="Where figures and tables go.")] = Path("runs/evaluate"),
@@ -45,6 +49,7 @@ def evaluate(
     _check(patches, edited, fail_under)
     from tars_lens.evaluation.suites import suite_called
     from tars_lens.files import results_folder
+    from tars_lens.naming import with_cards
     from tars_lens.report.progress import progress
 
     sizes = suite_called(suite)
@@ -58,14 +63,17 @@ def evaluate(
             tasks = [task.strip() for task in lm_eval.split(",")] if lm_eval else []
             if tasks:
                 harness()
-            lens, subject, cards = _loaded(model, edited, patches or [], concept, force, advance)
+            asked = _asked(patches or [], concept)
+            lens, subject = _loaded(model, edited, patches or [], force, advance)
+            text = load_corpus(corpus, advance=advance)
+            named = with_cards(lens, asked, text, out, advance=advance)
             found = run(
                 lens,
                 subject,
-                cards,
+                named.cards,
                 suite=sizes,
                 seed=seed,
-                corpus=load_corpus(corpus, advance=advance),
+                corpus=text,
                 with_controls=controls,
                 keep=out / "parts",
                 resume=resume,
@@ -81,6 +89,8 @@ def evaluate(
         from tars_lens.cli import _console
         from tars_lens.evaluation.summary import print_summary
 
+        for line in named.said:
+            typer.echo(line)
         print_summary(found.report, _console())
         _console().print(f"Written to {out}: {', '.join(written)}.", markup=False, soft_wrap=True)
     if fail_under is not None and (found.score is None or found.score < fail_under):
@@ -99,27 +109,31 @@ def _check(patches: list[Path] | None, edited: str | None, fail_under: float | N
         raise TarsError(f"--fail-under must be from 0 to 1, got {fail_under}.")
 
 
-def _loaded(
-    model: str,
-    edited: str | None,
-    files: list[Path],
-    names: list[str] | None,
-    force: bool,
-    advance: Any,
-) -> tuple[Any, Any, list[Any]]:
-    """The base, the subject and the cards."""
+def _asked(files: list[Path], names: list[str] | None) -> list[Any]:
+    """The cards, and the names that one is to be made for."""
     from tars_lens.concept import Concept
+    from tars_lens.naming import card_or_name
+    from tars_lens.patch import Patch
+
+    asked: list[Any] = [card_or_name(name) for name in names or []]
+    if not asked:
+        patches = [Patch.load(file) for file in files]
+        asked = [Concept.from_dict(c, where=p.label) for p in patches for c in p.concepts]
+    if not asked:
+        raise TarsError("which concept was removed? Name its card: --concept saturn.")
+    return asked
+
+
+def _loaded(
+    model: str, edited: str | None, files: list[Path], force: bool, advance: Any
+) -> tuple[Any, Any]:
+    """The base and the subject."""
     from tars_lens.evaluation.subject import checkpoint, patched
     from tars_lens.loading import load
     from tars_lens.patch import Patch
 
     patches = [Patch.load(file) for file in files]
-    cards = [Concept.load(name) for name in names or []]
-    if not cards:
-        cards = [Concept.from_dict(c, where=p.label) for p in patches for c in p.concepts]
-    if not cards:
-        raise TarsError("which concept was removed? Name its card: --concept saturn.")
     lens = load(model, advance=advance)
     if edited is None:
-        return lens, patched(lens, patches, force=force), cards
-    return lens, checkpoint(lens, load(edited, advance=advance)), cards
+        return lens, patched(lens, patches, force=force)
+    return lens, checkpoint(lens, load(edited, advance=advance))

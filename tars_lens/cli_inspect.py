@@ -7,13 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
+from tars_lens.naming import RULE
+
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A built-in name, a hub id, a folder or a .gguf file.")
 ]
 
 
 def inspect(
-    concept: Annotated[str, typer.Argument(help="A built-in name or a path to a card.")],
+    concept: Annotated[
+        str, typer.Argument(help=f"A built-in name, a path to a card, or a plain name: {RULE}.")
+    ],
     model: Model = "smollm2-135m",
     variant: Annotated[
         str,
@@ -39,13 +43,22 @@ def inspect(
     ] = False,
 ) -> None:
     """Show a concept's vector, the neurons nearest to it, and what chance gives; change nothing."""
-    from tars_lens.concept import Concept
     from tars_lens.files import results_folder
+    from tars_lens.naming import card_or_name, with_cards
     from tars_lens.report.progress import progress
 
-    card = Concept.load(concept)
+    asked = card_or_name(concept)
     if vector:
-        _on_disk(card.name, model, vector, top, seed, out, as_json=as_json, quiet=quiet)
+        _on_disk(
+            asked if isinstance(asked, str) else asked.name,
+            model,
+            vector,
+            top,
+            seed,
+            out,
+            as_json=as_json,
+            quiet=quiet,
+        )
         return
     with results_folder(out) if out is not None else nullcontext():
         with progress(quiet=quiet) as advance:
@@ -57,7 +70,8 @@ def inspect(
             check_choices(variant, top)
             chosen: Any = variant  # one of the Literal's, as is known by now
             lens = load(model, advance=advance)
-            found = look(lens, card, variant=chosen, top=top, seed=seed, advance=advance)
+            named = with_cards(lens, [asked], folder=out, advance=advance)
+            found = look(lens, named.cards[0], variant=chosen, top=top, seed=seed, advance=advance)
         written = found.save(out) if out is not None else ()
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
@@ -69,6 +83,8 @@ def inspect(
         console = Console(highlight=False)
         if not console.is_terminal:
             console = Console(highlight=False, width=130)  # a pipe has no width of its own
+        for line in named.said:
+            console.print(line, markup=False, soft_wrap=True)
         print_inspection(found, console)
         if written:
             console.print(f"Written to {out}: {', '.join(written)}.", markup=False)

@@ -139,7 +139,7 @@ class Concept:
             contrast=read.probes(table.get("contrast", []), "contrast", ("prompt", "answer")),
             validation=read.split(table.get("validation", {}), "validation"),
             probes=read.split(table.get("probes", {}), "probes"),
-            key=key or _key(name),
+            key=key or file_key(name),
         )
         _check_neighbours(concept, where)
         return _without_repeats(concept, where)
@@ -295,5 +295,6 @@ def _rows(kind: str, probes: Any) -> list[Any]:
     return [{k: v for k, v in p.items() if v} for p in probes]
 
 
-def _key(name: str) -> str:
+def file_key(name: str) -> str:
+    """A name as files have it: `marie_curie`."""
     return "".join(c if c.isalnum() else "_" for c in name.lower())

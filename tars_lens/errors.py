@@ -11,7 +11,9 @@ class TarsError(ValueError):
     """
 
 
-def unknown(kind: str, given: str, known: Iterable[str], remedy: str = "") -> TarsError:
+def unknown(
+    kind: str, given: str, known: Iterable[str], remedy: str = "", *, guess: str = ""
+) -> TarsError:
     """The error for a name that isn't known: says what there is, the nearest name first.
 
     Args:
@@ -19,9 +21,10 @@ def unknown(kind: str, given: str, known: Iterable[str], remedy: str = "") -> Ta
         given: What the user wrote.
         known: The names there are.
         remedy: A further sentence on what else would be accepted.
+        guess: What was meant, where that is known better than by the likeness of names.
     """
     names = sorted(known)
-    near = get_close_matches(given, names, n=1, cutoff=0.5)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
+    near = [guess] if guess else get_close_matches(given, names, n=1, cutoff=0.5)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
     tail = f" {remedy}" if remedy else ""
-    return TarsError(f"unknown {kind} {given!r}.{guess} There is: {', '.join(names)}.{tail}")
+    return TarsError(f"unknown {kind} {given!r}.{meant} There is: {', '.join(names)}.{tail}")
