@@ -43,7 +43,7 @@ def _compare(*words):
 def test_methods_stand_in_one_table_and_a_resumed_run_gives_the_same_bytes(tmp_path):
     code, said, err = _compare("--out", tmp_path)
     assert code == 0, err
-    names = ("comparison.json", "comparison.csv", "duels.csv")
+    names = ("comparison.json", "comparison.md", "comparison.csv", "duels.csv")
     first = {name: (tmp_path / name).read_bytes() for name in names}
     table = pd.read_csv(tmp_path / "comparison.csv").set_index("method")
     assert list(table.index) == METHODS
@@ -59,6 +59,10 @@ def test_methods_stand_in_one_table_and_a_resumed_run_gives_the_same_bytes(tmp_p
     figures = report["measures"]["wikipedia"]
     assert len({figures[method]["tokens"] for method in METHODS}) == 1  # the same text for all
     assert b"seconds" not in first["comparison.json"]
+    rows = first["comparison.md"].decode().splitlines()
+    assert f"| measure | bar | {' | '.join(METHODS)} |" in rows
+    worst = next(row for row in rows if row.startswith("| `forward`: worst p | ≤ 0.005 |"))
+    assert worst.split(" | ")[-1].startswith("**")  # the untouched model misses it
     cost = pd.read_csv(tmp_path / "cost.csv")
     assert list(cost["method"]) == METHODS and (cost["peak_rss_bytes"] > 1e7).all()
     assert "tars against blocked token: better on" in said and "pareto.png" in said

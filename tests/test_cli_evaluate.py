@@ -10,6 +10,7 @@ from commands import mistake, run
 from tiny_concept import world
 
 from tars_lens.concept import Concept
+from tars_lens.evaluation.markdown import markdown
 from tars_lens.loading import load
 from tars_lens.patch import Patch
 from tars_lens.weights import Rows
@@ -48,6 +49,11 @@ def test_figures_tables_and_summary_are_written_and_a_threshold_is_an_exit_code(
     assert measures.loc["forward", "edited"] == report["measures"]["forward"]["edited"]["value"]
     assert (tmp_path / "items" / "reverse-blocked_token.csv").is_file()
     assert "seconds" not in (tmp_path / "evaluation.json").read_text()
+    table = (tmp_path / "evaluation.md").read_bytes()
+    assert table.decode() == markdown(report)
+    (tmp_path / "evaluation.md").unlink()
+    assert run("report", tmp_path)[:2] == (0, f"Written: {tmp_path / 'evaluation.md'}\n")
+    assert (tmp_path / "evaluation.md").read_bytes() == table
     assert "seconds" in pd.read_csv(tmp_path / "cost.csv").columns
 
 

@@ -17,6 +17,7 @@ from tars_lens.describing import describe_model
 from tars_lens.evaluation.base import Base
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.controls import controls as controls_of
+from tars_lens.evaluation.markdown import markdown
 from tars_lens.evaluation.measure import Measure, Result
 from tars_lens.evaluation.passes import Passes, counted
 from tars_lens.evaluation.registry import MEASURES, measures_of
@@ -24,7 +25,7 @@ from tars_lens.evaluation.storing import Store, file_name, rounded, write_table
 from tars_lens.evaluation.subject import Subject
 from tars_lens.evaluation.suites import QUICK, Suite
 from tars_lens.evaluation.verdict import verdict
-from tars_lens.files import write_json
+from tars_lens.files import write_json, write_text
 from tars_lens.lens import Lens
 from tars_lens.patch import package_versions
 
@@ -71,19 +72,20 @@ class Evaluation:
         )
 
     def save(self, folder: Path | str) -> tuple[str, ...]:
-        """Writes `evaluation.json`, `cost.csv`, and a table of items a measure; returns the names.
+        """Writes `evaluation.json`, its tables, and one table of items a measure; the names.
 
         Raises:
             TarsError: The folder can't be written.
         """
         folder = Path(folder)
         write_json(folder / "evaluation.json", self.report)
+        write_text(folder / "evaluation.md", markdown(self.report))
         write_table(folder / "measures.csv", self.to_frame())
         write_table(folder / "cost.csv", self.cost)
         for subject, found in self.results.items():
             for name, result in found.items():
                 write_table(folder / "items" / f"{name}-{file_name(subject)}.csv", result.items)
-        return ("evaluation.json", "measures.csv", "cost.csv", "items/")
+        return ("evaluation.json", "evaluation.md", "measures.csv", "cost.csv", "items/")
 
 
 def evaluate(

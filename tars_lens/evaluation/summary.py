@@ -37,9 +37,9 @@ def _measures(report: dict[str, Any], subjects: list[str]) -> Table:
         table.add_column(escape(subject), justify="right")
     table.add_column(f"95 % interval of {escape(subjects[0])}", justify="right")
     for name, measure in report["measures"].items():
-        cells = [_number(measure.get(subject, {}).get("value")) for subject in subjects]
+        cells = [figure_text(measure.get(subject, {}).get("value")) for subject in subjects]
         interval = measure.get(subjects[0], {}).get("interval")
-        said = f"{_number(interval[0])} to {_number(interval[1])}" if interval else _NONE
+        said = f"{figure_text(interval[0])} to {figure_text(interval[1])}" if interval else _NONE
         sign = "+" if measure["better"] == "high" else "-"
         table.add_row(f"{name} ({sign})", *cells, said)
     return table
@@ -51,8 +51,10 @@ def _verdicts(report: dict[str, Any]) -> Table:
     for title in ("score", *PARTS):
         table.add_column(title, justify="right")
     for subject, found in report["verdicts"].items():
-        score = f"{_number(found['score'])}{'' if 'fluency' in found['parts'] else ' (of three)'}"
-        table.add_row(escape(subject), score, *(_number(found[part]) for part in PARTS))
+        score = (
+            f"{figure_text(found['score'])}{'' if 'fluency' in found['parts'] else ' (of three)'}"
+        )
+        table.add_row(escape(subject), score, *(figure_text(found[part]) for part in PARTS))
     return table
 
 
@@ -83,8 +85,8 @@ def _notes(report: dict[str, Any]) -> list[str]:
 def distance_lines(distances: dict[str, Any]) -> list[str]:
     """One line a distance: what neighbours so near keep, and the worst of them."""
     return [
-        f"{name} {_number(found['kept'])} of {found['known']} known (of {found['n']})"
-        + (f", worst {found['worst']} {_number(found['worst_kept'])}" if found["known"] else "")
+        f"{name} {figure_text(found['kept'])} of {found['known']} known (of {found['n']})"
+        + (f", worst {found['worst']} {figure_text(found['worst_kept'])}" if found["known"] else "")
         for name, found in distances.items()
     ]
 
@@ -97,11 +99,12 @@ def _beaten(report: dict[str, Any]) -> list[str]:
         ours = measure.get(report["subject"]["name"], {}).get("value")
         theirs = measure.get(BLOCKED, {}).get("value")
         if ours is not None and theirs is not None and ours >= theirs:
-            found.append(f"! {name}: no better than blocking the token ({_number(ours)}).")
+            found.append(f"! {name}: no better than blocking the token ({figure_text(ours)}).")
     return found
 
 
-def _number(value: float | None) -> str:
+def figure_text(value: float | None) -> str:
+    """A figure with three decimals, or two digits where it is small."""
     if value is None:
         return _NONE
     return f"{value:.2g}" if 0 < abs(value) < 0.001 else f"{value:.3f}"

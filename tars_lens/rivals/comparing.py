@@ -17,13 +17,14 @@ from tars_lens.evaluation.base import Base
 from tars_lens.evaluation.battery import fingerprint
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.controls import blocked
+from tars_lens.evaluation.markdown import markdown
 from tars_lens.evaluation.measure import Result
 from tars_lens.evaluation.registry import measures_of
 from tars_lens.evaluation.storing import Store, rounded, write_table
 from tars_lens.evaluation.subject import BLOCKED, Subject, patched, untouched
 from tars_lens.evaluation.suites import QUICK, Suite
 from tars_lens.evaluation.verdict import PARTS, verdict
-from tars_lens.files import write_json
+from tars_lens.files import write_json, write_text
 from tars_lens.lens import Lens
 from tars_lens.patch import package_versions
 from tars_lens.rivals.base import Rival, of_all
@@ -87,10 +88,11 @@ class Comparison:
         """
         folder = Path(folder)
         write_json(folder / "comparison.json", self.report)
+        write_text(folder / "comparison.md", markdown(self.report))
         tables = {"comparison": self.to_frame(), "duels": self.duels(), "cost": self.cost}
         for name, table in tables.items():
             write_table(folder / f"{name}.csv", table)
-        return ("comparison.json", *(f"{name}.csv" for name in tables))
+        return ("comparison.json", "comparison.md", *(f"{name}.csv" for name in tables))
 
 
 def compare(
