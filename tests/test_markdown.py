@@ -88,7 +88,7 @@ def test_a_row_a_figure_and_a_column_a_subject(rows):
 
 
 def test_what_misses_its_bar_is_bold_and_what_just_reaches_it_is_not(rows):
-    assert rows["`forward`: worst p"] == ["≤ 0.005", "0.005", "**0.005**"]
+    assert rows["`forward`: worst p"] == ["≤ 0.005", "0.0049", "**0.0051**"]
     assert rows["`reverse` (-)"] == ["≤ 0.1", "0.100 (4 of 4)", "**1.000** (4 of 4)"]
     assert rows["`neighbour` (+)"] == ["≥ 0.9", "0.900 (8 of 9)", "**0.899** (8 of 9)"]
     assert rows["`neighbour`: kept, worst"] == ["≥ 0.5", "**0.490**", "0.500"]

@@ -37,8 +37,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         [
             _safe(
                 f"{concepts} in {report['model']['name']}: suite {suite}, seed {report['seed']}, "
-            )
-            + _safe(f"plain text: {corpus}."),
+                f"plain text: {corpus}."
+            ),
             "",
             *(_row(cells) for cells in rows),
             "",
@@ -106,6 +106,8 @@ def _near(figures: Mapping[str, Any] | None) -> str:
 
 def _cell(value: float | None, bar: Bar | None) -> str:
     text = figure_text(value)
+    if bar is not None and value is not None and 0 < abs(value) < 0.01:
+        text = f"{value:.2g}"  # else 0.0051 would miss a bar of 0.005 as 0.005
     return f"**{text}**" if bar is not None and bar.missed(value) else text
 
 
