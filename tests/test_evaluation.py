@@ -26,6 +26,7 @@ from tars_lens.evaluation import (
     untouched,
 )
 from tars_lens.evaluation import controls as controls_of
+from tars_lens.evaluation.bars import BARS
 from tars_lens.evaluation.base import Base
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.controls import blocked
@@ -34,6 +35,7 @@ from tars_lens.evaluation.finetuning import fine_tune
 from tars_lens.evaluation.measures import fluency
 from tars_lens.evaluation.passes import counted
 from tars_lens.evaluation.restoring import restored, round_rows, rounded
+from tars_lens.evaluation.summary import notes as summary_notes
 from tars_lens.evaluation.verdict import harmonic_mean
 from tars_lens.loading import load
 from tars_lens.measure.probability import answer_probabilities
@@ -149,6 +151,52 @@ def test_a_model_destroyed_by_noise_fails_damage(base):
     agreement = next(m for m in MEASURES if m.name == "wikipedia").run(context)
     assert agreement.figures["agreement"] < 0.5
     assert agreement.figures["perplexity_ratio"] > 1.5
+
+
+def _missed(context: Context) -> set[str]:
+    """The measures of which a bar is missed, as tables show them in bold."""
+    found = {m.name: m.run(context).to_dict() for m in MEASURES if m.name in BARRED}
+    return {bar.measure for bar in BARS if bar.missed(bar.figure(found[bar.measure]))}
+
+
+BARRED = {bar.measure for bar in BARS}
+
+
+def test_each_cheat_misses_the_bars_that_it_cheats_on(tiny, card, base):
+    # nothing was done: nothing is gone, and nothing is broken
+    assert _missed(Context(base, untouched())) == {"forward", "reverse", "logit_lens"}
+    # the word is out of the mouth alone; its KL says nothing here, as it is a word in sixty
+    hidden = _missed(Context(base, blocked(tiny, [card])))
+    assert hidden - {"wikipedia"} == {"reverse", "logit_lens"}
+    # all is gone, and everything else too
+    destroyed = _missed(Context(base, _noise(3.0)))
+    assert destroyed >= {"neighbour", "wikipedia"}
+
+
+def test_residual_knowledge_and_damage_move_with_what_was_done(base):
+    """What a constant could pass above, it can't pass here."""
+    names = ("residual_knowledge", "wikipedia", "neighbour", "logit_lens")
+    light, heavy = (_values(Context(base, _noise(scale)), *names) for scale in (0.01, 3.0))
+    assert light["residual_knowledge"] == pytest.approx(1, abs=0.1)
+    assert light["wikipedia"] < 0.01 and light["neighbour"] > 0.9
+    assert heavy["residual_knowledge"] < 0.5 and heavy["logit_lens"] < light["logit_lens"]
+
+
+def test_a_token_blocked_as_the_edit_is_called_hidden_and_noise_scores_nothing(tiny, card):
+    renamed = replace(card, names=(*card.names, _other_name(tiny, card)))
+    hidden = replace(blocked(tiny, [renamed]), name="edited", control=False)
+    given = {"suite": replace(SMALL, name="quick"), "corpus": load_corpus(world().corpus)}
+    found = evaluate(tiny, hidden, [renamed], **given)
+    said = " ".join(summary_notes(found.report))
+    for name in ("reverse", "alias", "logit_lens"):
+        assert f"! {name}: no better than blocking the token" in said
+    assert found.results["edited"]["forward"].value < 0.05  # by which alone it would pass
+    broken = evaluate(tiny, _noise(3.0), [card], with_controls=False, **given)
+    assert broken.score < 0.2
+    clean = evaluate(tiny, untouched("edited"), [card], with_controls=False, **given)
+    assert clean.score == pytest.approx(0, abs=1e-4)
+    parts = clean.report["verdicts"]["edited"]
+    assert [parts[part] for part in ("specificity", "utility", "fluency")] == pytest.approx([1] * 3)
 
 
 def test_repetition_and_gibberish_both_cost_fluency():

@@ -20,8 +20,8 @@ def summary(report: dict[str, Any]) -> RenderableType:
         (", ".join(report["concepts"]), "bold"),
         f" in {report['model']['name']}: suite {report['suite']['name']}, seed {report['seed']}",
     )
-    notes = [Text(line) for line in _notes(report)]
-    return Group(heading, Text(), _measures(report, subjects), _verdicts(report), *notes)
+    lines = [Text(line) for line in notes(report)]
+    return Group(heading, Text(), _measures(report, subjects), _verdicts(report), *lines)
 
 
 def print_summary(report: dict[str, Any], console: Console) -> None:
@@ -58,7 +58,7 @@ def _verdicts(report: dict[str, Any]) -> Table:
     return table
 
 
-def _notes(report: dict[str, Any]) -> list[str]:
+def notes(report: dict[str, Any]) -> list[str]:
     """What a reader must know beside the figures."""
     found = []
     for name, measure in report["measures"].items():
