@@ -28,7 +28,7 @@ _STAGES: tuple[tuple[Any, str, str], ...] = (
     (Unembedding, "fit", "unembedding"),
     (erasure, "study", "study"),
     (Trials, "of", "trials' prefixes"),
-    (removal, "reverse_parts", "reverse search"),
+    (removal, "reverse_part", "reverse search"),
     (removal, "forward_part", "forward search"),
     (erasure, "with_after", "probes after"),
     (erasure, "paired_kl", "KL"),

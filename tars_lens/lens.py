@@ -178,6 +178,11 @@ class Lens:
         norm = lens_checks.submodule(self.model.blocks[layer], "ln2_post")
         return None if norm is None else self.norm_gain(norm)
 
+    @property
+    def bounds_writes(self) -> bool:
+        """Whether a norm after each MLP bounds what it adds to the stream (Gemma 2 and 3)."""
+        return self.post_norm_gain(0) is not None
+
     def norm_gain(self, norm: Any) -> Float[Tensor, " d_model"]:
         """The gain of one of the model's norms (`1 + weight` where it stores an offset)."""
         if self._hooked:
@@ -201,6 +206,11 @@ class Lens:
     def tokens(self, text: str) -> list[int]:
         """The tokenizer's own ids of a text, with the BOS that it adds by itself, if any."""
         return list(self.tokenizer(text)["input_ids"])
+
+    @property
+    def begins(self) -> bool:
+        """Whether the tokenizer puts a token of its own before each text (BOS)."""
+        return self.tokens("a") != self.pieces("a")
 
     def pieces(self, text: str) -> list[int]:
         """The ids of a text that continues another: no special tokens."""

@@ -24,6 +24,7 @@ class _Depths:
     layers: int
     first: int
     reverse: tuple[int, ...]
+    named: int
     readable: tuple[int, ...]
 
     @classmethod
@@ -32,6 +33,7 @@ class _Depths:
             layers,
             settings.layers(layers)[0],
             settings.reverse_layers(layers),
+            settings.named_layer(layers),
             settings.readable_layers(layers),
         )
 
@@ -94,7 +96,7 @@ def bisection_steps(*, post_norm: bool = False) -> int:
 def _study(depths: _Depths, texts: Material) -> float:
     """Tokens, by the share of the layers that they pass: as all counts below."""
     leading = 2 * texts.prompts  # whether they lead there, and what is said there
-    names = texts.names * depths.share(0, depths.reverse[-1] + 1)
+    names = texts.names * depths.share(0, depths.named + 1)
     readable = texts.prompts * depths.share(0, depths.readable[-1] + 1)
     return leading + names + readable + texts.prompts + texts.contrast + texts.copies
 
@@ -107,7 +109,8 @@ def _trials(texts: Material) -> float:
 def _reverse(settings: Settings, depths: _Depths, texts: Material) -> float:
     first, last = depths.first, depths.reverse[-1]
     one = _effects(depths, texts, first, last)
-    return len(settings.reverse_thresholds) * one
+    named = texts.names * depths.share(0, depths.named + 1) * len(depths.reverse)
+    return len(settings.reverse_thresholds) * one + named
 
 
 def _forward(
@@ -116,7 +119,8 @@ def _forward(
     onward = _trials(texts) * depths.share(depths.first, layer)
     measure = texts.forward * depths.share(layer)
     effects = _effects(depths, texts, layer, layer)
-    readings = _READERS * len(settings.forward_thresholds)
+    more = len(settings.bounded_thresholds) if post_norm else 0
+    readings = _READERS * (len(settings.forward_thresholds) + more)
     weaker = len(recipe._SHARES)
     measures = readings * (bisection_steps(post_norm=post_norm) + 1) + weaker + 1
     return onward + measures * measure + (readings + weaker) * effects

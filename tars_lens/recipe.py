@@ -17,9 +17,10 @@ from tars_lens.host import idle_neuron
 from tars_lens.lens import Lens
 from tars_lens.neuron import capped_rows, reading_rows, write_scale, writing_row
 from tars_lens.neutral import Neutral
+from tars_lens.settings import Settings
 from tars_lens.study import Study
 from tars_lens.trials import Trials
-from tars_lens.weights import Edits, joined
+from tars_lens.weights import Edits, written
 
 Choice = tuple[int, float, float]
 """Which of a layer's readers, the threshold, and the share of the full strength."""
@@ -62,45 +63,59 @@ class Part:
     chosen: dict[str, Any] = field(default_factory=dict)
 
 
-def reverse_parts(
+def reverse_part(
     lens: Lens, study: Study, neutral: Neutral, trials: Trials, taken: Collection[tuple[int, int]]
-) -> list[Part]:
-    """Early neurons that turn the concept's name into nothing in particular.
+) -> Part:
+    """An early neuron that turns the concept's name into nothing in particular.
 
     The row written is what the name itself has in the stream, reversed, at the size of the stream.
+    It sits at the first layer after which the name is no longer read further on; where there is
+    none, at that which leaves least of it. (Gemma-3-270M, whose post-norms hardly let the MLPs of
+    its first layers write against a name: 0.7 of oxygen is read after layers 1, 2 and 4, 0.1 after
+    layer 3, and of its attributes 1.0 and 0.01 are left.)
     """
-    settings, hosts = trials.settings, set(taken)
-    sizes, neurons = {}, {}
+    settings, thresholds = trials.settings, trials.settings.reverse_thresholds
+    neurons = {layer: idle_neuron(lens, neutral, layer, taken) for layer in study.reverse}
+    scale = {
+        layer: float(neutral.mlp_norm[layer]) if lens.bounds_writes else name.norm
+        for layer, name in study.reverse.items()
+    }
+
+    def build(layer: int, threshold: float) -> Edits:
+        name, place = study.reverse[layer], (lens, layer, neurons[layer])
+        size = settings.reverse_strength * scale[layer]
+        read = reading_rows(*place, name.reader, threshold=threshold, unit="linear")
+        return {**read, **writing_row(*place, name.target, size=size, unit="linear")}
+
+    layer, read = _where_unread(lens, study, settings, lambda layer: build(layer, thresholds[0]))
+    threshold, limits = trials.first_quiet(lambda t: build(layer, t), thresholds)
+    return Part(
+        kind="reverse",
+        layer=layer,
+        neurons=(neurons[layer],),
+        edits=build(layer, threshold),
+        direction=study.reverse[layer].target,
+        chosen={
+            "threshold": threshold,
+            "strength": settings.reverse_strength * scale[layer],
+            "name_still_read": read,
+            **limits,
+        },
+    )
+
+
+def _where_unread(
+    lens: Lens, study: Study, settings: Settings, build: Callable[[int], Edits]
+) -> tuple[int, float]:
+    """The layer for the reverse neuron, and how well the name is read further on after it."""
+    found: dict[int, float] = {}
     for layer in study.reverse:
-        neurons[layer] = idle_neuron(lens, neutral, layer, hosts)
-        natural = (
-            study.reverse_norms[layer]
-            if lens.post_norm_gain(layer) is None
-            else float(neutral.mlp_norm[layer])
-        )
-        sizes[layer] = settings.reverse_strength * natural
-
-    def rows(layer: int, threshold: float) -> Edits:
-        reader, target = study.reverse[layer], study.reverse_targets[layer]
-        place = (lens, layer, neurons[layer])
-        read = reading_rows(*place, reader, threshold=threshold, unit="linear")
-        return {**read, **writing_row(*place, target, size=sizes[layer], unit="linear")}
-
-    def build(threshold: float) -> Edits:
-        return joined(rows(layer, threshold) for layer in study.reverse)
-
-    threshold, limits = trials.first_quiet(build, settings.reverse_thresholds)
-    return [
-        Part(
-            kind="reverse",
-            layer=layer,
-            neurons=(neurons[layer],),
-            edits=rows(layer, threshold),
-            direction=study.reverse_targets[layer],
-            chosen={"threshold": threshold, "strength": sizes[layer], **limits},
-        )
-        for layer in study.reverse
-    ]
+        with written(lens, build(layer)):
+            found[layer] = study.named.score(lens)
+        if found[layer] <= settings.unread:
+            break
+    best = min(found, key=lambda layer: found[layer])
+    return best, found[best]
 
 
 def forward_part(
@@ -137,7 +152,7 @@ def forward_part(
     natural = write_scale(lens, layer, neutral)
     last = layer == lens.n_layers - 1
     measure, goal = (trials.left, settings.goal) if last else (trials.readable, settings.lens_goal)
-    largest = _LARGEST if lens.post_norm_gain(layer) is None else _STRENGTHS[-1]
+    largest = _STRENGTHS[-1] if lens.bounds_writes else _LARGEST
     readers, reach = study.forward[layer], study.reach[layer]
     strengths: dict[tuple[int, float], float] = {}
 
@@ -171,6 +186,8 @@ def forward_part(
         return measure(build(choice)) <= goal
 
     thresholds = settings.forward_thresholds
+    if lens.bounds_writes:
+        thresholds += settings.bounded_thresholds
     readings = [(r, threshold, 1.0) for r in range(len(readers)) for threshold in thresholds]
     choice, limits = trials.first_quiet(build, readings, reached)
     if "over_budget" in limits:

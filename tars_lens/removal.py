@@ -13,7 +13,7 @@ from tars_lens.few import read_and_write, write_only
 from tars_lens.lens import Lens
 from tars_lens.neutral import Neutral
 from tars_lens.patch import Patch
-from tars_lens.recipe import Part, forward_part, reverse_parts
+from tars_lens.recipe import Part, forward_part, reverse_part
 from tars_lens.settings import Settings
 from tars_lens.study import Study
 from tars_lens.trials import Trials
@@ -119,15 +119,15 @@ def _neurons(
     """At most `count` whole neurons, those that matter most first.
 
     The last forward one, the early reverse one, the forward ones before the last, then the
-    second neurons that cap the forward ones. The forward
+    second neurons that cap the forward ones, where no norm does that. The forward
     ones are each strong enough alone, so that a prompt that one misses is caught by another.
     """
     hosts = set(taken)
     *earlier, last = sorted(study.forward)
-    early = reverse_parts(lens, study, neutral, trials, hosts)[: count - 1] if count > 1 else []
+    early = [reverse_part(lens, study, neutral, trials, hosts)] if count > 1 else []
     spare = count - 1 - len(early)
     layers = [last, *earlier[::-1]][: 1 + max(spare, 0)]
-    spare -= len(layers) - 1
+    spare = 0 if lens.bounds_writes else spare - len(layers) + 1
     capped = set(layers[: max(spare, 0)])
     forward: list[Part] = []
     for layer in sorted(layers):

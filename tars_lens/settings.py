@@ -25,12 +25,17 @@ class Settings:
             near prompt, by each part.
         readable_depths: Between which depths a neuron stops the name before the logit lens can
             read it: at the first layer where it becomes readable.
-        reverse_depths: Where neurons turn the name into nothing in particular.
+        reverse_depths: Where a neuron may turn the name into nothing in particular: the first of
+            them after which the name is no longer read further on.
+        named_depth: Where it is read further on.
+        unread: The score there, at the name, that is low enough (1 in the base).
         forward_ridge: Of the forward discriminant, in units of the covariance's mean diagonal.
         reverse_ridge: Of the reverse discriminant.
         write_ridge: Of the write target.
         neighbour_weight: Of the neighbours' tokens in the write target.
         forward_thresholds: Scores below which the forward neuron is silent, tried in order.
+        bounded_thresholds: Tried beside these where a norm bounds what an MLP writes: the write is
+            then nearly whole at any score above the threshold.
         forward_cap: Score from which on the forward write grows no more.
         reverse_thresholds: The same of the reverse neurons.
         goal: The concept's probability that is low enough at a prompt it is chosen on.
@@ -50,12 +55,15 @@ class Settings:
     max_neighbour_kl: float = 0.1
     keep_neighbours: float = 0.8
     readable_depths: tuple[float, float] = (0.6, 0.83)
-    reverse_depths: tuple[float, ...] = (0.07,)
+    reverse_depths: tuple[float, ...] = (0.07, 0.12, 0.17)
+    named_depth: float = 0.39
+    unread: float = 0.2
     forward_ridge: float = 0.2
     reverse_ridge: float = 0.05
     write_ridge: float = 0.01
     neighbour_weight: float = 10.0
     forward_thresholds: tuple[float, ...] = (0.15, 0.25)
+    bounded_thresholds: tuple[float, ...] = (0.4,)
     forward_cap: float = 0.5
     reverse_thresholds: tuple[float, ...] = (0.4, 0.5, 0.6)
     goal: float = 0.001
@@ -83,13 +91,18 @@ class Settings:
         return tuple(range(first, min(last, max(n_layers - 2, 0)) + 1)) or (n_layers - 1,)
 
     def reverse_layers(self, n_layers: int) -> tuple[int, ...]:
-        """The layers of the reverse neurons, earliest first."""
+        """The layers where the reverse neuron may sit, earliest first."""
         return _layers(self.reverse_depths, n_layers)
+
+    def named_layer(self, n_layers: int) -> int:
+        """The layer before which a name must no longer be read."""
+        after = self.reverse_layers(n_layers)[-1] + 1
+        return min(max(_layers((self.named_depth,), n_layers)[0], after), n_layers - 1)
 
     def layers(self, n_layers: int) -> tuple[int, ...]:
         """All layers at which neurons read, earliest first."""
         some = _layers((*self.reverse_depths, 1.0), n_layers)
-        return tuple(sorted({*some, *self.readable_layers(n_layers)}))
+        return tuple(sorted({*some, self.named_layer(n_layers), *self.readable_layers(n_layers)}))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

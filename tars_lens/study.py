@@ -7,11 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.concept import Concept, Probe
-from tars_lens.discriminant import Discriminant, discriminant
+from tars_lens.discriminant import Discriminant
 from tars_lens.forms import first_tokens
-from tars_lens.forward_readers import Reach, at_end, forward_readers
+from tars_lens.forward_readers import Reach, forward_readers
 from tars_lens.leading import check_leads
-from tars_lens.lens import Lens, Point
+from tars_lens.lens import Lens
+from tars_lens.name_readers import Named, NameReader, main_names, name_readers
 from tars_lens.neutral import Neutral
 from tars_lens.settings import Settings
 from tars_lens.unembedding import Unembedding
@@ -21,18 +22,6 @@ _NEAREST_TOKENS = 24
 _TOP_PREDICTIONS = 16
 _NEAREST_NAMES = 12
 _NEAR_TEXTS = 4
-
-FRAMES = (
-    "I read about {}",
-    "The {}",
-    "Let me tell you about {}",
-    "We talked about {}",
-    "This is a text about {}",
-    "A short note on {}",
-    "Everybody has heard of {}",
-    "My question is about {}",
-)
-"""Neutral contexts for a name; it never stands at position 0, which many models treat apart."""
 
 BEGINNINGS = ("{} is the", "{} is known for", "{} was")
 """Beginnings of texts about anything."""
@@ -51,10 +40,8 @@ class Study:
         forward: Readers of the description at each forward layer, the preferred one first.
         reach: For each of them the least score at a concept prompt: of those that it is made from,
             and of one that is held out.
-        reverse: A reader of the name at each reverse layer.
-        reverse_targets: What the concept's main names have in the residual stream after each
-            reverse layer that the near names have not.
-        reverse_norms: Median residual norm at the main names, after each reverse layer.
+        reverse: Readers of the name at each layer where it may be stopped, earliest first.
+        named: What reads it further on.
         main_names: The names that are the card's name or answer: those that texts in the
             answer's own language use.
         near_names: The neighbours' names that the reverse reader tells the concept from.
@@ -68,9 +55,8 @@ class Study:
     write_target: Float[Tensor, " d_model"]
     forward: dict[int, tuple[Discriminant, ...]]
     reach: dict[int, tuple[Reach, ...]]
-    reverse: dict[int, Discriminant]
-    reverse_targets: dict[int, Float[Tensor, " d_model"]]
-    reverse_norms: dict[int, float]
+    reverse: dict[int, NameReader]
+    named: Named
     main_names: tuple[str, ...]
     near_names: tuple[str, ...]
     near_texts: tuple[str, ...]
@@ -99,11 +85,7 @@ def study(
         lens, unembedding, tokens, nearest[:_NEAREST_TOKENS], predictions, concept.contrast
     )
     names = _near_names(lens, concept, nearest)
-    reverse_layers = settings.reverse_layers(lens.n_layers)
-    main = main_names(concept)
-    others = [n for n in concept.names if n not in main and _distinct(lens, n)]
-    own = _at_names(lens, [*main, *others], reverse_layers)
-    near = _at_names(lens, names, reverse_layers)
+    reverse, named = name_readers(lens, concept, names, neutral, settings)
     forward = forward_readers(lens, concept, prompts, names, neutral, settings)
     return Study(
         concept=concept,
@@ -118,47 +100,12 @@ def study(
         ),
         forward={layer: readers for layer, (readers, _) in forward.items()},
         reach={layer: reach for layer, (_, reach) in forward.items()},
-        reverse={
-            layer: discriminant(
-                own[Point("mlp_in", layer)].split(len(FRAMES)),  # one form of the name each
-                near[Point("mlp_in", layer)],
-                *neutral.of(layer),
-                ridge=settings.reverse_ridge,
-            )
-            for layer in reverse_layers
-        },
-        reverse_targets={
-            layer: _main(own, layer, main).mean(0) - _mean(near[_after(layer)])
-            for layer in reverse_layers
-        },
-        reverse_norms={
-            layer: float(_main(own, layer, main).norm(dim=-1).median()) for layer in reverse_layers
-        },
-        main_names=main,
+        reverse=reverse,
+        named=named,
+        main_names=main_names(concept),
         near_names=names,
         near_texts=tuple(text.format(n) for n in names[:_NEAR_TEXTS] for text in BEGINNINGS),
     )
-
-
-def main_names(concept: Concept) -> tuple[str, ...]:
-    """The names that are the card's name or answer, else the first name.
-
-    A name in another script has a trace of its own (cosine 0 to 0.3 with that of the main name,
-    SmolLM2-135M, layer 2): the mean over all of them is no name's.
-    """
-    own = {concept.name.casefold(), concept.answer.casefold()}
-    return tuple(n for n in concept.names if n.casefold() in own) or concept.names[:1]
-
-
-def _distinct(lens: Lens, name: str) -> bool:
-    """Whether a name's last token tells it from other words.
-
-    Where a tokenizer spells a script in bytes, the last one or two letters end many words: read
-    early, they would be taken for the name in any text of that script.
-    """
-    last = name.split()[-1]
-    token = lens.string(lens.pieces(f" {name}")[-1]).strip()
-    return "\ufffd" not in token and 2 * len(token) > len(last)
 
 
 def _known_prompts(
@@ -192,27 +139,3 @@ def _near_names(lens: Lens, concept: Concept, nearest: Sequence[int]) -> tuple[s
     own = {name.casefold() for name in (*concept.names, *concept.surface_forms)}
     found = dict.fromkeys(n.strip() for n in [*listed, *words] if n.strip())
     return tuple(n for n in found if n.casefold() not in own)[:_NEAREST_NAMES]
-
-
-def _at_names(
-    lens: Lens, names: Sequence[str], layers: Sequence[int]
-) -> dict[Point, Float[Tensor, "examples d_model"]]:
-    texts = [frame.format(name) for name in names for frame in FRAMES]
-    points = [p for layer in layers for p in (Point("mlp_in", layer), _after(layer))]
-    return at_end(lens, texts, points)
-
-
-def _main(
-    own: dict[Point, Float[Tensor, "examples d_model"]], layer: int, main: Sequence[str]
-) -> Float[Tensor, "main d_model"]:
-    """What follows a layer at the main names, which come first among a concept's own."""
-    return own[_after(layer)][: len(main) * len(FRAMES)].float()
-
-
-def _mean(states: Float[Tensor, "examples d_model"]) -> Float[Tensor, " d_model"]:
-    """The mean, 0 where there are none."""
-    return states.float().sum(dim=0) / max(len(states), 1)
-
-
-def _after(layer: int) -> Point:
-    return Point("resid_post", layer)

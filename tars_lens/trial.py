@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,23 +57,26 @@ class Bench:
 
     def mass(self, edits: Edits, tokens: Sequence[int]) -> Float[Tensor, " batch"]:
         """The probability after each text that the next token is one of `tokens`."""
-        return self.end_probabilities(edits)[:, list(tokens)].sum(dim=1)
-
-    def end_probabilities(self, edits: Edits) -> Float[Tensor, "batch d_vocab"]:
-        """The probabilities of the next token after each text."""
         with written(self.lens, edits):
             ends = self.lens.residual(self.batch.ids, -1, **self._at_ends)
-        return self.lens.read_out(ends).softmax(dim=-1)
+        return _mass(self.lens.read_out(ends), tokens)
 
-    def lens_mass(self, edits: Edits, tokens: Sequence[int]) -> Float[Tensor, "layers batch"]:
-        """`mass`, read out after each layer from the bench's own on (the logit lens)."""
+    def lens_mass(
+        self, edits: Edits, tokens: Sequence[int], count: int | None = None
+    ) -> Float[Tensor, "layers count"]:
+        """`mass`, read out after each layer from the bench's own on (the logit lens).
+
+        Args:
+            edits: What is tried.
+            tokens: Whose probability is asked for.
+            count: Of how many of the texts, the first ones; all where not given.
+        """
         points = [Point("resid_post", layer) for layer in range(self.layer, self.lens.n_layers)]
         with written(self.lens, edits):
             seen = self.lens.capture(self.batch.ids, points, **self._at_ends)
-        stream = torch.cat([seen[point] for point in points])
+        stream = torch.cat([seen[point][:count] for point in points])
         found = [
-            self.lens.read_out(few).softmax(dim=-1)[:, list(tokens)].sum(dim=1)
-            for few in stream.split(rows_at_once(self.lens))
+            _mass(self.lens.read_out(few), tokens) for few in stream.split(rows_at_once(self.lens))
         ]
         return torch.cat(found).reshape(len(points), -1)
 
@@ -86,7 +90,7 @@ class Bench:
         """
         with written(self.lens, edits):
             ends = self.lens.residual(self.batch.ids, -1, **self._at_ends)
-        old, new = self.lens.read_out(self._ends(self.before)), self.lens.read_out(ends)
+        old, new = self._end_logits.clone(), self.lens.read_out(ends)
         for logits in (old, new):
             logits[:, list(without)] = -torch.inf
         before, after = old.log_softmax(dim=-1), new.log_softmax(dim=-1)
@@ -131,6 +135,11 @@ class Bench:
         """How the lens is asked for what passes at the last token of each text."""
         return {"positions": self.batch.last, "resume": (self.layer, self.prefix)}
 
+    @cached_property
+    def _end_logits(self) -> Float[Tensor, "batch d_vocab"]:
+        """What the model said after each text before the edits."""
+        return self.lens.read_out(self._ends(self.before))
+
     def _ends(self, stream: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
         return stream[torch.arange(len(stream), device=stream.device), self.batch.last]
 
@@ -157,6 +166,11 @@ def kl_divergence(
         terms = after.mul_(before.exp_()).masked_fill_(left_out, 0)
         found.append(terms.sum(dim=-1).clamp_min(0))
     return torch.cat(found)
+
+
+def _mass(logits: Float[Tensor, "rows d_vocab"], tokens: Sequence[int]) -> Float[Tensor, " rows"]:
+    """The probability of some tokens; the whole softmax is never written."""
+    return (logits[:, list(tokens)].logsumexp(dim=1) - logits.logsumexp(dim=1)).exp()
 
 
 def _relative(

@@ -94,7 +94,7 @@ class Trials:
 
     def readable(self, edits: Edits) -> float:
         """The concept's largest probability at its own prompts, after any layer from here on."""
-        return float(self.forward.lens_mass(edits, self.tokens)[:, : self.prompts].max())
+        return float(self.forward.lens_mass(edits, self.tokens, self.prompts).max())
 
     def first_quiet(
         self,

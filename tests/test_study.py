@@ -10,10 +10,11 @@ from tiny_concept import world
 from tars_lens.concept import Concept
 from tars_lens.corpus import load_corpus
 from tars_lens.loading import load
+from tars_lens.name_readers import main_names, name_readers
 from tars_lens.neutral import Neutral
-from tars_lens.recipe import _LARGEST, forward_part, reverse_parts, smallest_strength
+from tars_lens.recipe import _LARGEST, forward_part, reverse_part, smallest_strength
 from tars_lens.settings import Settings
-from tars_lens.study import main_names, study
+from tars_lens.study import study
 from tars_lens.trials import Trials
 from tars_lens.unembedding import Unembedding
 from tars_lens.weights import written
@@ -53,8 +54,8 @@ def test_the_reverse_target_is_the_main_names_trace(place):
     free = [f"w{i}" for i in range(50) if f"w{i}" not in (*studied.near_names, concept.answer)]
     other = replace(concept, names=(*concept.names, *free[:2]))
     again = study(lens, other, neutral, Unembedding.fit(lens), settings)
-    torch.testing.assert_close(again.reverse_targets[layer], studied.reverse_targets[layer])
-    assert again.reverse_norms[layer] == pytest.approx(studied.reverse_norms[layer])
+    torch.testing.assert_close(again.reverse[layer].target, studied.reverse[layer].target)
+    assert again.reverse[layer].norm == pytest.approx(studied.reverse[layer].norm)
 
 
 def test_trials_leave_out_plain_text_that_names_the_concept(place):
@@ -88,20 +89,36 @@ def test_budgets_that_cannot_be_kept_are_told(place):
     assert part.chosen["over_budget"] > 1
 
 
-def test_reverse_parts_take_free_hosts_and_leave_the_model_alone(place):
+def test_a_reverse_part_takes_a_free_host_and_leaves_the_model_alone(place):
     lens, _, _, neutral, settings, studied = place
-    layer = settings.reverse_layers(lens.n_layers)[0]
-    trials = _trials(place, layer)
-    before = lens.tensor_sha256(layer, "out")
-    (first,) = reverse_parts(lens, studied, neutral, trials, ())
-    (second,) = reverse_parts(
-        lens, studied, neutral, trials, {(layer, neuron) for neuron in first.neurons}
-    )
-    assert not set(first.neurons) & set(second.neurons)
-    assert lens.tensor_sha256(layer, "out") == before
+    trials = _trials(place, settings.reverse_layers(lens.n_layers)[0])
+    before = lens.tensor_sha256(trials.forward.layer, "out")
+    first = reverse_part(lens, studied, neutral, trials, ())
+    second = reverse_part(lens, studied, neutral, trials, {(first.layer, first.neurons[0])})
+    assert (first.layer, first.neurons) != (second.layer, second.neurons)
+    assert lens.tensor_sha256(trials.forward.layer, "out") == before
+    found = lens.tensor_sha256(first.layer, "out")
     with written(lens, first.edits):
-        assert lens.tensor_sha256(layer, "out") != before
-    assert lens.tensor_sha256(layer, "out") == before
+        assert lens.tensor_sha256(first.layer, "out") != found
+    assert lens.tensor_sha256(first.layer, "out") == found
+
+
+def test_the_reverse_part_sits_where_the_name_is_read_no_more(place):
+    lens, _, _, neutral, settings, studied = place
+    assert studied.named.score(lens) == pytest.approx(1, abs=0.2)
+    trials = _trials(place, settings.reverse_layers(lens.n_layers)[0])
+    part = reverse_part(lens, studied, neutral, trials, ())
+    with written(lens, part.edits):
+        left = studied.named.score(lens)
+    assert left == pytest.approx(part.chosen["name_still_read"], abs=0.05)
+    assert left < 0.8
+
+
+def test_names_are_read_without_a_space_where_texts_begin_with_a_token_of_their_own(place):
+    lens, concept, _, neutral, settings, studied = place
+    _, named = name_readers(lens, concept, studied.near_names, neutral, settings)
+    assert len(named.forms) == len(main_names(concept)) * (1 + lens.begins)
+    assert any(form[0] == concept.answer for form in named.forms) == lens.begins
 
 
 def test_the_smallest_strength_that_reaches_the_goal_is_found():
@@ -133,4 +150,4 @@ def test_a_model_without_near_words_still_has_a_reverse_target():
     answer = lens.string(int(lens.next_logits(lens.prompts([prompt])).argmax())).strip()
     card = Concept("a word", answer, prompt, names=(answer,))
     studied = study(lens, card, neutral, Unembedding.fit(lens), settings)
-    assert all(torch.isfinite(target).all() for target in studied.reverse_targets.values())
+    assert all(torch.isfinite(name.target).all() for name in studied.reverse.values())
