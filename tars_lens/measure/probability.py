@@ -1,6 +1,6 @@
 """The probability of an answer as the next text: products over tokens, sums over surface forms."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,8 @@ KNOWN = 0.1
 """A probe counts where the base gives its answer at least this probability, or ranks it first."""
 
 _BATCH = 32
+
+_LEAST = 1e-7
 
 
 @dataclass(frozen=True)
@@ -42,36 +44,43 @@ def answer_probabilities(
     """`p(answer | prompt)` of each probe, in as few runs as the tokens allow.
 
     The product of the answer's token probabilities after the prompt, summed over its surface
-    forms, each with and without a leading space (`evaluation.md`).
+    forms, each with and without a leading space (`evaluation.md`). Each prompt is read once; of
+    the forms of several tokens only those that begin with a probability of 1e-7 are read on, as
+    the others can add no more than that each.
 
     Args:
         lens: The model as it stands.
         prompts: One text a probe.
         answers: The surface forms of each probe's answer.
     """
-    rows = [
-        row
-        for index, (prompt, texts) in enumerate(zip(prompts, answers, strict=True))
-        for row in _rows(index, lens.tokens(prompt), text_forms(lens, texts))
-    ]
-    rows.sort(key=lambda row: len(row.ids))
-    probability = torch.zeros(len(prompts))
-    top = [False] * len(prompts)
-    for start in range(0, len(rows), _BATCH):
-        chunk = rows[start : start + _BATCH]
-        for row, logs in zip(chunk, _log_probabilities(lens, chunk), strict=True):
-            likeliest = logs.argmax(dim=-1).tolist()
-            for form in row.forms:
-                # all of it: one byte of a script begins many answers
-                top[row.probe] |= likeliest[: len(form)] == list(form)
-                steps = logs[torch.arange(len(form)), torch.tensor(form, device=logs.device)]
-                probability[row.probe] += steps.sum().exp().cpu()
+    forms = [text_forms(lens, texts) for texts in answers]
+    ids = [lens.tokens(prompt) for prompt in prompts]
+    probability, top = torch.zeros(len(prompts)), [False] * len(prompts)
+    rows: list[_Row] = []
+    ends = [_Row(i, prompt, len(prompt) - 1, []) for i, prompt in enumerate(ids)]
+    for row, logs in _read(lens, ends):
+        begun: list[Form] = []
+        for form in forms[row.probe]:
+            if len(form) > 1 and float(logs[-1, form[0]].exp()) >= _LEAST:
+                begun.append(form)
+            elif len(form) == 1:
+                probability[row.probe] += logs[-1, form[0]].exp().cpu()
+                top[row.probe] |= int(logs[-1].argmax()) == form[0]
+        rows += _rows(row.probe, ids[row.probe], begun)
+    for row, logs in _read(lens, rows):
+        likeliest = logs.argmax(dim=-1).tolist()
+        for form in row.forms:
+            # all of it: one byte of a script begins many answers
+            top[row.probe] |= likeliest[: len(form)] == list(form)
+            steps = logs[torch.arange(len(form)), torch.tensor(form, device=logs.device)]
+            probability[row.probe] += steps.sum().exp().cpu()
     return Answers(probability, tuple(top))
 
 
 def runs_needed(lens: Lens, answers: Sequence[Iterable[str]]) -> int:
-    """How many sequences `answer_probabilities` reads for probes with these surface forms."""
-    return sum(len(_rows(0, [0], text_forms(lens, texts))) for texts in answers)
+    """How many sequences `answer_probabilities` reads at most for these surface forms."""
+    several = [[f for f in text_forms(lens, texts) if len(f) > 1] for texts in answers]
+    return len(answers) + sum(len(_rows(0, [0], forms)) for forms in several)
 
 
 class _Row(NamedTuple):
@@ -91,6 +100,14 @@ def _rows(probe: int, ids: list[int], forms: Sequence[Form]) -> list[_Row]:
         carrier = next((c for c in served if c[: len(lead)] == lead), lead)
         served.setdefault(carrier, []).append(form)
     return [_Row(probe, ids + list(c), len(ids) - 1, found) for c, found in served.items()]
+
+
+def _read(lens: Lens, rows: list[_Row]) -> Iterator[tuple[_Row, Float[Tensor, "pos d_vocab"]]]:
+    """Each row with its log probabilities, rows of much the same length together."""
+    rows = sorted(rows, key=lambda row: len(row.ids))
+    for start in range(0, len(rows), _BATCH):
+        chunk = rows[start : start + _BATCH]
+        yield from zip(chunk, _log_probabilities(lens, chunk), strict=True)
 
 
 def _log_probabilities(lens: Lens, rows: Sequence[_Row]) -> list[Float[Tensor, "pos d_vocab"]]:
