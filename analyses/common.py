@@ -161,6 +161,7 @@ def begin(
     given = list(sys.argv[1:] if argv is None else argv)
     parsed = options.parse_args(given)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # tells of each table of a font
     name = Path(file).stem
     return Analysis(
         name=name,
