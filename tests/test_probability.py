@@ -66,3 +66,27 @@ def test_many_probes_do_not_depend_on_their_company():
         ]
     )
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-9)
+
+
+def test_only_spellings_that_begin_with_some_probability_are_read_on(monkeypatch):
+    lens = tiny_lens("llama")
+    logits = lens.next_logits(lens.prompts(["w11 w12"]))[0]
+    words = [k for k in logits.argsort().tolist() if lens.string(k).strip().startswith("w")]
+    likely, unlikely = (f"{lens.string(k).strip()} w8" for k in (words[-1], words[0]))
+    between = float(logits.softmax(dim=0)[[words[-1], words[0]]].mean())
+    exact = answer_probabilities(lens, ["w11 w12"], [[likely]]).probability
+    read = []
+    plain = Lens.residual
+
+    def counted(self, ids, *rest, **options):
+        read.append(len(ids))
+        return plain(self, ids, *rest, **options)
+
+    monkeypatch.setattr(Lens, "residual", counted)
+    answer_probabilities(lens, ["w11 w12"], [[likely, unlikely]])
+    every = sum(read)
+    read.clear()
+    monkeypatch.setattr("tars_lens.measure.probability._LEAST", between)
+    found = answer_probabilities(lens, ["w11 w12"], [[likely, unlikely]]).probability
+    assert sum(read) == every - 1
+    torch.testing.assert_close(found, exact)
