@@ -10,7 +10,8 @@ from torch import Tensor
 from tars_lens.lens import Lens, Point, Role
 from tars_lens.neuron import GAIN, one_row, post_norm_row, without_bias, write_scale
 from tars_lens.neutral import Neutral
-from tars_lens.recipe import Part, smallest_strength
+from tars_lens.recipe import Part
+from tars_lens.strengths import smallest_strength
 from tars_lens.study import Study
 from tars_lens.trials import Trials
 from tars_lens.weights import Edits

@@ -8,7 +8,7 @@ counts the layers of a real run beside it.
 from dataclasses import dataclass
 from math import ceil, log2
 
-from tars_lens import recipe, trials
+from tars_lens import recipe, strengths, trials
 from tars_lens.pass_material import Material
 from tars_lens.settings import Settings
 from tars_lens.windows import STATISTICS_WINDOWS, WIDTH
@@ -86,10 +86,17 @@ def kl_passes(settings: Settings, layers: int, tokens: int, *, cached: bool = Fa
     return (base + depths.share(depths.first)) * tokens / WIDTH
 
 
-def bisection_steps(*, post_norm: bool = False) -> int:
-    """How many strengths one reading is measured at, at the most."""
-    largest = recipe._STRENGTHS[-1] if post_norm else recipe._LARGEST
-    count = sum(strength <= largest for strength in recipe._STRENGTHS)
+def bisection_steps(*, post_norm: bool = False, again: bool = False) -> int:
+    """How many strengths one reading is measured at, at the most.
+
+    Args:
+        post_norm: Whether larger writes are tried.
+        again: Whether another reading was measured before, whose strength is begun with.
+    """
+    largest = strengths.STRENGTHS[-1] if post_norm else strengths.LARGEST
+    count = sum(strength <= largest for strength in strengths.STRENGTHS)
+    if again:
+        return 1 + 2 * ceil(log2(count))  # steps that double, then halves
     return 1 + max(ceil(log2(count)), ceil(count / 4))  # the largest; then halves, or every fourth
 
 
@@ -116,14 +123,14 @@ def _reverse(settings: Settings, depths: _Depths, texts: Material) -> float:
 def _forward(
     settings: Settings, depths: _Depths, texts: Material, layer: int, *, post_norm: bool
 ) -> float:
-    onward = _trials(texts) * depths.share(depths.first, layer)
     measure = texts.forward * depths.share(layer)
     effects = _effects(depths, texts, layer, layer)
     more = len(settings.bounded_thresholds) if post_norm else 0
     readings = _READERS * (len(settings.forward_thresholds) + more)
     weaker = len(recipe._SHARES)
-    measures = readings * (bisection_steps(post_norm=post_norm) + 1) + weaker + 1
-    return onward + measures * measure + (readings + weaker) * effects
+    others = (readings - 1) * bisection_steps(post_norm=post_norm, again=True)
+    measures = bisection_steps(post_norm=post_norm) + others + readings + weaker + 1
+    return measures * measure + (readings + weaker) * effects
 
 
 def _effects(depths: _Depths, texts: Material, start: int, edited: int) -> float:

@@ -82,6 +82,7 @@ def remove(
         settings,
         settings.layers(lens.n_layers)[0],
         near_texts=study.near_texts,
+        later=tuple(study.forward),
     )
     budget = settings.edits if settings.edits is not None else 1 << 30
     width = len(lens.roles)

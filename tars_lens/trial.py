@@ -1,7 +1,7 @@
 """Trying edits on material they may be chosen on: what they remove, and what they disturb."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from tars_lens.lens import Batch, Lens, Point
 from tars_lens.weights import Edits, written
 
-_ENOUGH = 0.999
+_ENOUGH = 0.99
+_MOST = 0.9
 _LEAST = 1e-2
 _LOGITS = 1 << 23
 _SLICE = 16
@@ -28,6 +29,8 @@ class Bench:
         batch: The texts' ids.
         prefix: The residual stream before that layer.
         before: The final residual stream before the edits.
+        kept: The residual stream before some of the layers from `layer` on, by layer, all of the
+            model as it stood: what a trial further on begins with.
     """
 
     lens: Lens
@@ -35,20 +38,32 @@ class Bench:
     batch: Batch
     prefix: Float[Tensor, "batch pos d_model"]
     before: Float[Tensor, "batch pos d_model"]
+    kept: dict[int, Float[Tensor, "batch pos d_model"]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, lens: Lens, batch: Batch, layer: int) -> "Bench":
-        """Runs the texts once; each trial then costs the layers from `layer` on."""
-        first, last = Point("resid_pre", layer), Point("resid_post", lens.n_layers - 1)
-        seen = lens.capture(batch.ids, [first, last])
-        return cls(lens, layer, batch, seen[first], seen[last])
+    def of(cls, lens: Lens, batch: Batch, layer: int, later: Collection[int] = ()) -> "Bench":
+        """Runs the texts once; each trial then costs the layers from `layer` on.
+
+        Args:
+            lens: The model as it stands.
+            batch: The texts' ids.
+            layer: The first that will be edited.
+            later: Layers that trials begin at afterwards (see `onward`).
+        """
+        layers, last = {layer, *later}, Point("resid_post", lens.n_layers - 1)
+        points = {at: Point("resid_pre", at) for at in layers if at < lens.n_layers}
+        seen = lens.capture(batch.ids, [*points.values(), last])
+        kept = {at: seen[point] for at, point in points.items()}
+        return cls(lens, layer, batch, kept[layer], seen[last], kept)
 
     def onward(self, layer: int) -> "Bench":
-        """The same texts run on to a later layer by the model as it stands now."""
-        point = Point("resid_pre", layer)
-        resume = (self.layer, self.prefix)
-        seen = self.lens.capture(self.batch.ids, [point], resume=resume)
-        return replace(self, layer=layer, prefix=seen[point])
+        """The same bench for edits of a later layer; the model stands as when it was made."""
+        if layer in self.kept:
+            prefix = self.kept[layer]
+        else:
+            point, resume = Point("resid_pre", layer), (self.layer, self.prefix)
+            prefix = self.lens.capture(self.batch.ids, [point], resume=resume)[point]
+        return replace(self, layer=layer, prefix=prefix)
 
     def after(self, edits: Edits) -> Float[Tensor, "batch pos d_model"]:
         """The final residual stream with the edits in the model."""
@@ -72,9 +87,11 @@ class Bench:
             count: Of how many of the texts, the first ones; all where not given.
         """
         points = [Point("resid_post", layer) for layer in range(self.layer, self.lens.n_layers)]
+        ids, last, prefix = (x[:count] for x in (*self.batch, self.prefix))
         with written(self.lens, edits):
-            seen = self.lens.capture(self.batch.ids, points, **self._at_ends)
-        stream = torch.cat([seen[point][:count] for point in points])
+            resume = (self.layer, prefix)
+            seen = self.lens.capture(ids, points, positions=last, resume=resume)
+        stream = torch.cat([seen[point] for point in points])
         found = [
             _mass(self.lens.read_out(few), tokens) for few in stream.split(rows_at_once(self.lens))
         ]
@@ -98,37 +115,55 @@ class Bench:
         kept = (after.gather(1, top.indices[:, None])[:, 0] - top.values).exp().clamp_max(1)
         return kl_divergence(old, new), kept
 
-    def mean_kl(self, edits: Edits) -> float:
+    def mean_kl(self, edits: Edits, *, small: float = 0.0) -> float:
         """Mean KL over every position but the first of full windows, for choosing settings.
 
         Windows in which no position changes by more than a hundredth of its norm at the edited
-        layer are not run on. Of the others only the positions that carry 99.9 % of the squared
+        layer are not run on. Of the others only the positions that carry 99 % of the squared
         relative change are read out, as KL grows with its square; the rest counts as undisturbed.
+        (27 trials of Saturn and Paris, SmolLM2-135M and Gemma-3-270M: 2 % less KL on the whole
+        than with 99.9 %, a third of the rows.) Where 90 % of it already tell that the KL is small,
+        the rest is taken at their rate.
+
+        Args:
+            edits: What is tried.
+            small: Of a KL below that it's enough to know as much.
         """
         rows, stream = self._disturbed(edits)
         if not len(rows):
             return 0.0
         old, new = self.before[rows][:, 1:].flatten(0, 1), stream[:, 1:].flatten(0, 1)
-        changed = _carriers(_relative(old, new).square())
-        total = 0.0
-        for index in changed.split(rows_at_once(self.lens)) if len(changed) else ():
-            pair = self.lens.read_out(old[index]), self.lens.read_out(new[index])
+        index, share = _carriers(_relative(old, new).square())
+        count, total = len(self.before[:, 1:].flatten(0, 1)), 0.0
+        slices = [s.split(rows_at_once(self.lens)) for s in (index, share)]
+        for rows, shares in zip(*slices, strict=True) if len(index) else ():
+            pair = self.lens.read_out(old[rows]), self.lens.read_out(new[rows])
             total += float(kl_divergence(*pair).sum())
-        return total / self.before[:, 1:].flatten(0, 1).shape[0]
+            read = float(shares[-1])
+            if read >= _MOST and total / read < small * count:
+                return total / read / count
+        return total / count
 
     def _disturbed(
         self, edits: Edits
     ) -> tuple[Int[Tensor, " rows"], Float[Tensor, "rows pos d_model"]]:
         """The windows that the edits disturb, and the final stream of those with the edits."""
         layer = max((layer for layer, _ in edits), default=self.layer)
-        point, whole = Point("resid_post", layer), (self.layer, self.prefix)
-        old = self.lens.capture(self.batch.ids, [point], resume=whole)[point]
+        old, whole = self._passed(layer), (self.layer, self.prefix)
         with written(self.lens, edits):
-            new = self.lens.capture(self.batch.ids, [point], resume=whole)[point]
+            new = self.lens.residual(self.batch.ids, layer, resume=whole)
             rows = (_relative(old, new)[:, 1:] > _LEAST).any(dim=1).nonzero()[:, 0]
             if layer == self.lens.n_layers - 1 or not len(rows):
                 return rows, new[rows]
             return rows, self.lens.residual(self.batch.ids[rows], -1, resume=(layer + 1, new[rows]))
+
+    def _passed(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after a layer, before the edits."""
+        if layer == self.lens.n_layers - 1:
+            return self.before
+        if layer + 1 in self.kept:
+            return self.kept[layer + 1]
+        return self.lens.residual(self.batch.ids, layer, resume=(self.layer, self.prefix))
 
     @property
     def _at_ends(self) -> dict[str, Any]:
@@ -180,10 +215,13 @@ def _relative(
     return (new - old).norm(dim=-1) / old.norm(dim=-1)
 
 
-def _carriers(change: Float[Tensor, " rows"]) -> Int[Tensor, " carriers"]:
+def _carriers(
+    change: Float[Tensor, " rows"],
+) -> tuple[Int[Tensor, " carriers"], Float[Tensor, " carriers"]]:
+    """The rows that change most, and the share of the change that each and those before carry."""
     order = change.argsort(descending=True)
     cumulative = change[order].cumsum(0)
     if not cumulative[-1] > 0:
-        return order[:0]
+        return order[:0], cumulative[:0]
     count = int((cumulative < _ENOUGH * cumulative[-1]).sum()) + 1
-    return order[:count]
+    return order[:count], cumulative[:count] / cumulative[-1]

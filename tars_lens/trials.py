@@ -1,6 +1,6 @@
 """The material that the settings of an edit are chosen on, and the budgets that it must keep."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from tars_lens.weights import Edits
 from tars_lens.windows import Windows
 
 _PLAIN = 2
+_SMALL = 0.25
 
 Setting = TypeVar("Setting")
 
@@ -52,8 +53,9 @@ class Trials:
         settings: Settings,
         layer: int,
         near_texts: Sequence[str] = (),
+        later: Collection[int] = (),
     ) -> "Trials":
-        """Runs the material up to `layer`, the first that any edit on trial will touch.
+        """Runs the material once, for trials of edits from `layer` on.
 
         Args:
             lens: The model as it stands.
@@ -62,25 +64,27 @@ class Trials:
             tokens: The concept's first tokens.
             windows: Whose validation windows are the plain text.
             settings: The budgets.
-            layer: Where to stop.
+            layer: The first that any edit on trial will touch.
             near_texts: Further texts that are to go on as they did.
+            later: Layers whose edits are tried by themselves afterwards (`onward`).
         """
+        kept = {at + more for at in later for more in (0, 1)}
         forward = [*prompts, *(p.prompt for p in concept.validation.forward)]
         probes = (*concept.contrast, *concept.validation.neighbour)
         near = dict.fromkeys([*(probe.prompt for probe in probes), *near_texts])
         ids = _elsewhere(lens, windows, (*concept.names, *concept.surface_forms))
         last = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
         return cls(
-            forward=Bench.of(lens, lens.prompts(forward), layer),
-            near=Bench.of(lens, lens.prompts(list(near)), layer) if near else None,
-            plain=Bench.of(lens, Batch(ids, last), layer),
+            forward=Bench.of(lens, lens.prompts(forward), layer, later),
+            near=Bench.of(lens, lens.prompts(list(near)), layer, later) if near else None,
+            plain=Bench.of(lens, Batch(ids, last), layer, kept),
             tokens=tuple(tokens),
             settings=settings,
             prompts=len(prompts),
         )
 
     def onward(self, layer: int) -> "Trials":
-        """The same material run on to a later layer by the model as it stands now."""
+        """The same material for edits of a later layer; the model stands as it did."""
         return replace(
             self,
             forward=self.forward.onward(layer),
@@ -101,33 +105,44 @@ class Trials:
         build: Callable[[Setting], Edits],
         settings: Sequence[Setting],
         enough: Callable[[Setting], bool] = lambda _setting: True,
+        known: Mapping[Setting, dict[str, Any]] | None = None,
     ) -> tuple[Setting, dict[str, Any]]:
         """The first setting within the budgets of side effects, else the least disturbing one.
+
+        One that disturbs the near texts more than another disturbs in all is not run on plain text.
 
         Args:
             build: The edit at a setting.
             settings: What is tried, in order.
             enough: Whether the edit does what it is for; one that doesn't is the last resort.
+            known: Side effects of settings that were measured before.
 
         Returns:
             The setting, and its side effects; `over_budget` is among them where even the
             quietest edit disturbs more than was allowed, as the factor by which it does.
         """
-        tried: list[tuple[float, Setting, dict[str, Any]]] = []
+        best: tuple[float, Setting, dict[str, Any]] | None = None
+
+        def measure(setting: Setting) -> None:
+            nonlocal best
+            least = torch.inf if best is None else best[0]
+            figures = (known or {}).get(setting) or self._effects_below(build(setting), least)
+            if figures is not None and not (excess := self.excess(figures)) >= least:
+                best = excess, setting, figures
+
         short = []
         for setting in settings:
-            edits = build(setting)
             if not enough(setting):
                 short.append(setting)
                 continue
-            figures = self.effects(edits)
-            if self.excess(figures) <= 1:
-                return setting, figures
-            tried.append((self.excess(figures), setting, figures))
-        for setting in () if tried else short:
-            figures = self.effects(build(setting))
-            tried.append((self.excess(figures), setting, figures))
-        excess, quietest, figures = min(tried, key=lambda row: row[0])
+            measure(setting)
+            if best is not None and best[0] <= 1:
+                return best[1:]
+        for setting in () if best else short:
+            measure(setting)
+        if best is None:
+            raise ValueError("there is no setting to choose from")
+        excess, quietest, figures = best
         return quietest, {**figures, "over_budget": excess} if excess > 1 else figures
 
     def effects(self, edits: Edits) -> dict[str, Any]:
@@ -137,15 +152,24 @@ class Trials:
             Mean KL on plain text, the largest KL at a near prompt, and the least share that the
             base's likeliest token keeps of its probability at one.
         """
+        return {"plain_kl": self._plain_kl(edits), **self._near_effects(edits)}
+
+    def _effects_below(self, edits: Edits, least: float) -> dict[str, Any] | None:
+        """`effects`, or `None` where they exceed the budgets by a factor of `least` or more."""
+        near = self._near_effects(edits)
+        if self.excess({"plain_kl": 0.0, **near}) >= least:
+            return None
+        return {"plain_kl": self._plain_kl(edits), **near}
+
+    def _plain_kl(self, edits: Edits) -> float:
+        return self.plain.mean_kl(edits, small=_SMALL * self.settings.max_kl)
+
+    def _near_effects(self, edits: Edits) -> dict[str, float]:
         near, kept = 0.0, 1.0
         if self.near is not None:
             divergence, shares = self.near.end_effects(edits, self.tokens)
             near, kept = float(divergence.max()), float(shares.min())
-        return {
-            "plain_kl": self.plain.mean_kl(edits),
-            "neighbour_kl": near,
-            "neighbour_kept": kept,
-        }
+        return {"neighbour_kl": near, "neighbour_kept": kept}
 
     def excess(self, effects: dict[str, Any]) -> float:
         """By what factor the side effects exceed the tightest of the budgets."""

@@ -12,8 +12,9 @@ from tars_lens.corpus import load_corpus
 from tars_lens.loading import load
 from tars_lens.name_readers import main_names, name_readers
 from tars_lens.neutral import Neutral
-from tars_lens.recipe import _LARGEST, forward_part, reverse_part, smallest_strength
+from tars_lens.recipe import forward_part, reverse_part
 from tars_lens.settings import Settings
+from tars_lens.strengths import LARGEST
 from tars_lens.study import study
 from tars_lens.trials import Trials
 from tars_lens.unembedding import Unembedding
@@ -79,7 +80,7 @@ def test_a_forward_part_is_bounded_by_the_stream_and_its_cap_takes_a_second_host
         assert trials.left(part.edits) < before
         assert "over_budget" not in part.chosen
         natural = float(neutral.residual_norm[last])
-        assert part.chosen["strength"] <= _LARGEST * natural * 1.001
+        assert part.chosen["strength"] <= LARGEST * natural * 1.001
 
 
 def test_budgets_that_cannot_be_kept_are_told(place):
@@ -119,19 +120,6 @@ def test_names_are_read_without_a_space_where_texts_begin_with_a_token_of_their_
     _, named = name_readers(lens, concept, studied.near_names, neutral, settings)
     assert len(named.forms) == len(main_names(concept)) * (1 + lens.begins)
     assert any(form[0] == concept.answer for form in named.forms) == lens.begins
-
-
-def test_the_smallest_strength_that_reaches_the_goal_is_found():
-    tried = []
-
-    def left(strength):
-        tried.append(strength)
-        return 1 / (1 + 100 * strength)
-
-    found = smallest_strength(left, 0.05)
-    assert left(found) <= 0.05 < left(found / 2**0.5)
-    assert len(tried) < 10
-    assert smallest_strength(left, 0.05, largest=0.1) <= 0.1
 
 
 def test_keep_neighbours_must_be_a_share():

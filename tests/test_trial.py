@@ -25,18 +25,18 @@ def test_a_trial_equals_a_whole_run_of_the_edited_model():
     assert not torch.equal(bench.before, whole)
 
 
-def test_onward_counts_what_was_put_in_meanwhile():
+def test_onward_is_the_same_bench_whether_the_stream_was_kept_or_not():
     lens = tiny_lens("llama")
-    bench, first, second = _bench(lens), _edits(lens, 1), _edits(lens, 2)
-    with written(lens, first):
-        later = bench.onward(2)
-        both = later.after(second)
-        whole_first = lens.residual(bench.batch.ids, -1)
-    with written(lens, {**first, **second}):
-        whole = lens.residual(bench.batch.ids, -1)
-    torch.testing.assert_close(both, whole, rtol=0, atol=1e-6)
-    assert torch.equal(later.before, bench.before)
-    assert not torch.equal(whole_first, later.before)
+    run_on = _bench(lens).onward(2)
+    batch = run_on.batch
+    kept = Bench.of(lens, batch, 1, later=[2, 3]).onward(2)
+    edits = _edits(lens, 2)
+    assert torch.equal(kept.prefix, run_on.prefix)
+    assert torch.equal(kept.before, run_on.before)
+    with written(lens, edits):
+        whole = lens.residual(batch.ids, -1)
+    torch.testing.assert_close(kept.after(edits), whole, rtol=0, atol=1e-6)
+    assert kept.mean_kl(edits) == run_on.mean_kl(edits) > 0
 
 
 def test_mass_is_the_probability_of_the_tokens_at_the_end():
@@ -56,6 +56,7 @@ def test_mean_kl_is_that_of_every_position():
     every = float(kl_divergence(old, new).mean())
     assert every > 1e-6
     assert abs(bench.mean_kl(edits) - every) < 0.02 * every
+    assert abs(bench.mean_kl(edits, small=2 * every) - every) < 0.2 * every
 
 
 def test_an_edit_that_changes_nothing_has_no_kl():

@@ -1,0 +1,176 @@
+"""A late neuron on trial: its rows at a reading and a strength, and how strong it must be."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tars_lens.discriminant import Discriminant
+from tars_lens.forward_readers import Reach
+from tars_lens.host import idle_neuron
+from tars_lens.lens import Lens
+from tars_lens.neuron import capped_rows, reading_rows, write_scale, writing_row
+from tars_lens.neutral import Neutral
+from tars_lens.strengths import LARGEST, STRENGTHS, smallest_strength
+from tars_lens.study import Study
+from tars_lens.trials import Trials
+from tars_lens.weights import Edits
+
+_UNSEEN = 2.0
+
+
+class Reading(NamedTuple):
+    """Which of a layer's readers a neuron reads with, and below which score it is silent."""
+
+    reader: int
+    threshold: float
+
+
+class Choice(NamedTuple):
+    """A reading, and the share of the strength that it needs."""
+
+    reading: Reading
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class LateNeuron:
+    """A forward neuron of one layer, before its reading and strength are chosen.
+
+    Attributes:
+        lens: The model, without any other part of the edit.
+        trials: What the choice is made on, run up to the layer.
+        layer: Where it sits.
+        neurons: Its host, and that of the neuron that caps it, if any.
+        readers: Of the description, the preferred one first.
+        reach: How far each of them reaches.
+        target: What is written against, unit norm.
+        natural: The layer's natural size of a write.
+    """
+
+    lens: Lens
+    trials: Trials
+    layer: int
+    neurons: tuple[int, ...]
+    readers: tuple[Discriminant, ...]
+    reach: tuple[Reach, ...]
+    target: Float[Tensor, " d_model"]
+    natural: float
+    _left: dict[tuple[Reading, float], float] = field(default_factory=dict)
+    _found: dict[Reading, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        lens: Lens,
+        study: Study,
+        neutral: Neutral,
+        trials: Trials,
+        layer: int,
+        taken: Collection[tuple[int, int]],
+        *,
+        capped: bool,
+    ) -> "LateNeuron":
+        """Finds its hosts; see `recipe.forward_part`."""
+        neurons: tuple[int, ...] = (idle_neuron(lens, neutral, layer, taken),)
+        if capped:
+            used = {*taken, (layer, neurons[0])}
+            neurons += (idle_neuron(lens, neutral, layer, used),)
+        readers, reach = study.forward[layer], study.reach[layer]
+        natural = write_scale(lens, layer, neutral)
+        return cls(lens, trials, layer, neurons, readers, reach, study.write_target, natural)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the model speaks right after it."""
+        return self.layer == self.lens.n_layers - 1
+
+    @property
+    def goal(self) -> float:
+        """What may be left of the concept."""
+        settings = self.trials.settings
+        return settings.goal if self.is_last else settings.lens_goal
+
+    @property
+    def largest(self) -> float:
+        """The largest write that is tried, in natural sizes."""
+        return STRENGTHS[-1] if self.lens.bounds_writes else LARGEST
+
+    def readings(self) -> list[Reading]:
+        """What is tried, in order."""
+        settings = self.trials.settings
+        thresholds = settings.forward_thresholds
+        if self.lens.bounds_writes:
+            thresholds += settings.bounded_thresholds
+        return [Reading(r, threshold) for r in range(len(self.readers)) for threshold in thresholds]
+
+    def edits(self, choice: Choice) -> Edits:
+        """Its rows."""
+        return self._rows(choice.reading, self.strength(choice))
+
+    def reached(self, choice: Choice) -> bool:
+        """Whether the concept is gone by this neuron alone."""
+        return self._measured(choice.reading, self.strength(choice)) <= self.goal
+
+    def strength(self, choice: Choice) -> float:
+        """The size of its write, in natural sizes.
+
+        `safety` times the smallest that reaches the goal; at the last layer up to twice as much
+        where a prompt that the reader was not made from scores less.
+        """
+        reading, safety = choice.reading, self.trials.settings.safety
+        found = self._found[reading] if reading in self._found else self._smallest(reading)
+        if self.is_last:
+            safety *= _for_unseen(self.reach[reading.reader], reading.threshold, self._cap)
+        return choice.share * min(safety * found, self.largest)
+
+    @property
+    def _cap(self) -> float:
+        """The score from which on its write grows no more."""
+        return self.trials.settings.forward_cap if len(self.neurons) > 1 else 1.0
+
+    def _smallest(self, reading: Reading) -> float:
+        """The smallest strength that reaches the goal, from that of a reading like it on.
+
+        Of another reader with the same threshold, else of the last one.
+        """
+        alike = [s for other, s in self._found.items() if other.threshold == reading.threshold]
+        like = next(reversed([*self._found.values(), *alike]), None)
+        self._found[reading] = smallest_strength(
+            lambda strength: self._measured(reading, strength),
+            self.goal,
+            largest=self.largest,
+            like=like,
+        )
+        return self._found[reading]
+
+    def _measured(self, reading: Reading, strength: float) -> float:
+        """What is left of the concept: in the end, before the last layer anywhere from it on."""
+        key = (reading, strength)
+        if key not in self._left:
+            measure = self.trials.left if self.is_last else self.trials.readable
+            self._left[key] = measure(self._rows(reading, strength))
+        return self._left[key]
+
+    def _rows(self, reading: Reading, strength: float) -> Edits:
+        reader, size = self.readers[reading.reader], strength * self.natural
+        place, threshold = (self.lens, self.layer), reading.threshold
+        if len(self.neurons) > 1:
+            first, second = self.neurons
+            return capped_rows(
+                *(*place, (first, second), reader, self.target),
+                threshold=threshold,
+                cap=self._cap,
+                size=size,
+            )
+        (first,) = self.neurons
+        read = reading_rows(*place, first, reader, threshold=threshold, unit="linear")
+        return {**read, **writing_row(*place, first, self.target, size=size, unit="linear")}
+
+
+def _for_unseen(reach: Reach, threshold: float, cap: float) -> float:
+    """How many times as much the write must be at the least score of a held-out prompt."""
+    seen, unseen = (max(min(score, cap) - threshold, 1e-6) for score in reach)
+    return min(_UNSEEN, max(1.0, seen / unseen))
