@@ -1,12 +1,12 @@
-"""The one room that touches TransformerLens: ids, residuals, activations, read-out, weight views.
+"""The room that touches TransformerLens: ids, residuals, activations, read-out, weight views.
 
 A `Lens` is made over a raw `TransformerBridge` (transformer-lens 3.9 to 4.x) or over an
 unprocessed `HookedTransformer` (3.9). What differs between architectures and versions ends here.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -16,34 +16,11 @@ from torch import Tensor
 
 from tars_lens import lens_checks
 from tars_lens.errors import TarsError
+from tars_lens.running import Point as Point
+from tars_lens.running import Resumption, Seen, replacing, watching
+from tars_lens.running import Site as Site
 
 Role = Literal["gate", "in", "out"]
-Site = Literal[
-    "resid_pre", "resid_mid", "resid_post", "attn_z", "attn_out", "mlp_in", "mlp_post", "mlp_out"
-]
-
-_HOOKS: dict[Site, str] = {
-    "resid_pre": "hook_resid_pre",
-    "resid_mid": "hook_resid_mid",
-    "resid_post": "hook_resid_post",
-    "attn_z": "attn.hook_z",
-    "attn_out": "hook_attn_out",
-    "mlp_in": "mlp.in.hook_in",  # not mlp.hook_in, which OPT doesn't pass in 3.9
-    "mlp_post": "mlp.hook_post",
-    "mlp_out": "hook_mlp_out",
-}
-
-
-class Point(NamedTuple):
-    """A place in the network: `Point("resid_post", 3)` is the residual stream after layer 3.
-
-    `mlp_in` is the MLP's input after norm and gain, `mlp_post` the neurons' activations, and
-    `mlp_out` what the MLP adds to the stream (after a post-norm, where there is one). `attn_z` is
-    what each head reads, `[batch, pos, heads, d_head]`, and `attn_out` what the attention adds.
-    """
-
-    site: Site
-    layer: int
 
 
 class Batch(NamedTuple):
@@ -83,8 +60,7 @@ class Lens:
         self.name = name or str(getattr(model.cfg, "model_name", "model"))
         self.sha256 = sha256
         self._hooked = lens_checks.is_hooked_transformer(model)
-        self._block_output: type | None = None
-        self._block_extra: tuple[Any, ...] = ()
+        self._resumption = Resumption(model)
 
     # --- shape ---------------------------------------------------------------------------------
 
@@ -259,8 +235,6 @@ class Lens:
         Returns:
             For each point `[batch, pos, width]`, or `[batch, width]` with `positions`.
         """
-        if resume is not None:
-            self._learn_block_output()
         seen: dict[Point, Tensor] = {}
         wanted = set(points)
 
@@ -271,11 +245,15 @@ class Lens:
                 rows = torch.arange(len(value), device=value.device)
                 seen[point] = value[rows, positions].detach()
             if len(seen) == len(wanted):
-                raise _Seen
+                raise Seen
 
-        with self._replacing(replace or {}), self._watching(wanted, keep), self._resumed(resume):
-            with suppress(_Seen):
-                self.model(ids, return_type="logits")
+        with (
+            self._resumption.at(resume),
+            replacing(self.model, replace or {}),
+            watching(self.model, wanted, keep, hooked=self._hooked),
+            suppress(Seen),
+        ):
+            self.model(ids, return_type="logits")
         return seen
 
     def residual(
@@ -304,86 +282,8 @@ class Lens:
         """Logits in float32 of the token after each prompt."""
         return self.read_out(self.residual(batch.ids, -1, positions=batch.last))
 
-    # --- inside --------------------------------------------------------------------------------
-
     def _mlp(self, layer: int) -> Any:
         return self.model.blocks[layer].mlp
-
-    @contextmanager
-    def _watching(
-        self, points: set[Point], keep: Callable[[Point, Tensor], None]
-    ) -> Iterator[None]:
-        """Calls `keep` on what passes each point while the block runs."""
-        hooks, handles = [], []
-        for point in points:
-            if self._hooked and point.site == "mlp_in":  # has no hook point of its own
-                mlp = self._mlp(point.layer)
-                handles.append(mlp.register_forward_pre_hook(_module_hook(point, keep)))
-            else:
-                name = f"blocks.{point.layer}.{_HOOKS[point.site]}"
-                hooks.append((name, _lens_hook(point, keep)))
-        try:
-            with self.model.hooks(fwd_hooks=hooks):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextmanager
-    def _replacing(self, values: Mapping[Point, Tensor]) -> Iterator[None]:
-        """Sends other values on from some points while the block runs."""
-        hooks = [
-            (f"blocks.{point.layer}.{_HOOKS[point.site]}", _replacing_hook(value))
-            for point, value in values.items()
-        ]
-        with self.model.hooks(fwd_hooks=hooks):
-            yield
-
-    @contextmanager
-    def _resumed(self, resume: tuple[int, Tensor] | None) -> Iterator[None]:
-        """Makes the blocks before a layer pass through, the last of them handing out `residual`.
-
-        `start_at_layer` of the bridge is absent in 3.9, and in 4.3 runs every block all the same.
-        Here each block keeps its place, and so its own mask and rotary settings (Gemma).
-        """
-        if resume is None or resume[0] == 0:
-            yield
-            return
-        layer, residual = resume
-        skipped = list(self.model.blocks)[:layer]
-        try:
-            for block in skipped:
-                object.__setattr__(block, "forward", self._passing(residual))
-            yield
-        finally:
-            for block in skipped:
-                block.__dict__.pop("forward", None)
-
-    def _passing(self, residual: Tensor) -> Callable[..., Any]:
-        def forward(*_args: Any, **_kwargs: Any) -> Any:
-            return residual if self._block_output is not tuple else (residual, *self._block_extra)
-
-        return forward
-
-    @torch.no_grad()
-    def _learn_block_output(self) -> None:
-        """Whether this architecture's blocks return a tensor or a tuple, by one short run."""
-        if self._block_output is not None:
-            return
-
-        def look(_module: Any, _inputs: Any, output: Any) -> None:
-            self._block_output = tuple if isinstance(output, tuple) else Tensor
-            self._block_extra = tuple(None for _ in output[1:]) if isinstance(output, tuple) else ()
-
-        handle = self.model.blocks[0].register_forward_hook(look)
-        try:
-            self.model(torch.zeros(1, 1, dtype=torch.long, device=self.device))
-        finally:
-            handle.remove()
-
-
-class _Seen(Exception):  # noqa: N818 - not an error: ends a run that has shown all it was asked for
-    """Every point was seen."""
 
 
 def tensor_sha256(values: Tensor) -> str:
@@ -397,24 +297,3 @@ def gather_points(
 ) -> Float[Tensor, "layers ..."]:
     """Stacks what was captured at one site of several layers."""
     return torch.stack([captured[Point(site, layer)] for layer in layers])
-
-
-def _lens_hook(point: Point, keep: Callable[[Point, Tensor], None]) -> Callable[..., None]:
-    def hook(value: Tensor, hook: Any) -> None:  # noqa: ARG001 - the hook point, by TL's protocol
-        keep(point, value)
-
-    return hook
-
-
-def _replacing_hook(new: Tensor) -> Callable[..., Tensor]:
-    def hook(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - as above
-        return new.to(value).reshape(value.shape)
-
-    return hook
-
-
-def _module_hook(point: Point, keep: Callable[[Point, Tensor], None]) -> Callable[..., None]:
-    def hook(_module: Any, inputs: tuple[Any, ...]) -> None:
-        keep(point, inputs[0])
-
-    return hook
