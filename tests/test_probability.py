@@ -68,7 +68,7 @@ def test_many_probes_do_not_depend_on_their_company():
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-9)
 
 
-def test_only_spellings_that_begin_with_some_probability_are_read_on(monkeypatch):
+def test_spellings_that_cannot_matter_are_not_read_on(monkeypatch):
     lens = tiny_lens("llama")
     logits = lens.next_logits(lens.prompts(["w11 w12"]))[0]
     words = [k for k in logits.argsort().tolist() if lens.string(k).strip().startswith("w")]
@@ -86,7 +86,7 @@ def test_only_spellings_that_begin_with_some_probability_are_read_on(monkeypatch
     answer_probabilities(lens, ["w11 w12"], [[likely, unlikely]])
     every = sum(read)
     read.clear()
-    monkeypatch.setattr("tars_lens.measure.probability._LEAST", between)
+    monkeypatch.setattr("tars_lens.measure.probability._LEFT_OUT", between)
     found = answer_probabilities(lens, ["w11 w12"], [[likely, unlikely]]).probability
     assert sum(read) == every - 1
     torch.testing.assert_close(found, exact)

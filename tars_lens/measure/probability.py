@@ -16,7 +16,7 @@ KNOWN = 0.1
 
 _BATCH = 32
 
-_LEAST = 1e-7
+_LEFT_OUT = 1e-5
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def answer_probabilities(
 
     The product of the answer's token probabilities after the prompt, summed over its surface
     forms, each with and without a leading space (`evaluation.md`). Each prompt is read once; of
-    the forms of several tokens only those that begin with a probability of 1e-7 are read on, as
-    the others can add no more than that each.
+    the forms of several tokens the unlikeliest are not read on, as many as add less than 1e-5 to
+    the probability, all of them together.
 
     Args:
         lens: The model as it stands.
@@ -59,14 +59,12 @@ def answer_probabilities(
     rows: list[_Row] = []
     ends = [_Row(i, prompt, len(prompt) - 1, []) for i, prompt in enumerate(ids)]
     for row, logs in _read(lens, ends):
-        begun: list[Form] = []
+        first = logs[-1].exp()
         for form in forms[row.probe]:
-            if len(form) > 1 and float(logs[-1, form[0]].exp()) >= _LEAST:
-                begun.append(form)
-            elif len(form) == 1:
-                probability[row.probe] += logs[-1, form[0]].exp().cpu()
+            if len(form) == 1:
+                probability[row.probe] += first[form[0]].cpu()
                 top[row.probe] |= int(logs[-1].argmax()) == form[0]
-        rows += _rows(row.probe, ids[row.probe], begun)
+        rows += _rows(row.probe, ids[row.probe], _likely(forms[row.probe], first))
     for row, logs in _read(lens, rows):
         likeliest = logs.argmax(dim=-1).tolist()
         for form in row.forms:
@@ -81,6 +79,13 @@ def runs_needed(lens: Lens, answers: Sequence[Iterable[str]]) -> int:
     """How many sequences `answer_probabilities` reads at most for these surface forms."""
     several = [[f for f in text_forms(lens, texts) if len(f) > 1] for texts in answers]
     return len(answers) + sum(len(_rows(0, [0], forms)) for forms in several)
+
+
+def _likely(forms: Sequence[Form], first: Float[Tensor, " d_vocab"]) -> list[Form]:
+    """The forms of several tokens, less those that can't matter by their first one."""
+    several = sorted((f for f in forms if len(f) > 1), key=lambda form: float(first[form[0]]))
+    sums = first[[form[0] for form in several]].cumsum(0).tolist() if several else []
+    return several[sum(total <= _LEFT_OUT for total in sums) :]
 
 
 class _Row(NamedTuple):
