@@ -156,8 +156,14 @@ def _export(folder: Path, repeats: int) -> pd.DataFrame:
         target.mkdir()
         shutil.copyfile(slot.tensor.file, target / slot.tensor.file.name)
 
+    def synced() -> None:
+        copied()
+        with (target / slot.tensor.file.name).open("rb") as file:
+            os.fsync(file.fileno())
+
     cases = {
         _COPY: copied,
+        "copy of that shard, flushed to the disk": synced,
         "SHA-256 of that shard, one core": lambda: sha256_file(slot.tensor.file),
         "export, one shard touched": lambda: export(patch, folder, target),
     }
