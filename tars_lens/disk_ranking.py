@@ -5,6 +5,7 @@ The shards are read once, in the order of their bytes, through memory maps of on
 
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -135,14 +136,20 @@ def _read(
 def _in_file_order(
     slots: dict[Place, Slot], places: Sequence[Place]
 ) -> Iterator[tuple[Place, Slot]]:
-    """The matrices in the order of their bytes; the system is told of those that come next."""
+    """The matrices in the order of their bytes; the system is told of those that come next.
+
+    By a thread of its own: the system's queue is soon full, and who fills it waits.
+    """
     ordered = sorted(
         places, key=lambda p: (slots[p].tensor.file, slots[p].tensor.offset, slots[p].half or 0)
     )
-    for index, place in enumerate(ordered):
-        for later in ordered[index + 1 : index + 1 + _AHEAD] if index else ordered[:_AHEAD]:
-            _will_be_needed(slots[later])
-        yield place, slots[place]
+    with ThreadPoolExecutor(max_workers=1) as asking:
+        for place in ordered[:_AHEAD]:
+            asking.submit(_will_be_needed, slots[place])
+        for index, place in enumerate(ordered):
+            if index + _AHEAD < len(ordered):
+                asking.submit(_will_be_needed, slots[ordered[index + _AHEAD]])
+            yield place, slots[place]
 
 
 def _will_be_needed(slot: Slot) -> None:
