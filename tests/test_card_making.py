@@ -5,7 +5,7 @@ import re
 import pytest
 from tiny_concept import world
 
-from tars_lens.card_making import choosing, kin, make_card, sentences
+from tars_lens.card_making import choosing, kin, make_card, making, sentences
 from tars_lens.card_making.writing import toml_text
 from tars_lens.concept import Concept
 from tars_lens.corpus import Corpus, load_corpus
@@ -52,6 +52,18 @@ def test_a_sentence_is_dealt_to_one_split_alone():
     owners = [{one.cut.sentence for one in split} for split in splits]
     assert [len(split) for split in splits] == [4, 2, 4]
     assert not (owners[0] & owners[1] or owners[0] & owners[2] or owners[1] & owners[2])
+
+
+def test_a_card_of_few_sentences_still_reports_something():
+    kept = [
+        choosing.Kept(sentences.Cut(f"prompt {i}", "a", f"sentence {i}", "cut"), 1 - i / 10)
+        for i in range(2)
+    ]
+    table = making._table("x", ["x"], "", kept, kept[:1], [], [])
+    assert table["prompt"] == "prompt 0"
+    assert table["probes"]["forward"] == ["prompt 1"]
+    assert [row["prompt"] for row in table["probes"]["reverse"]] == ["prompt 0"]
+    assert table["validation"]["forward"] == table["validation"]["reverse"] == []
 
 
 def test_what_the_base_does_not_know_is_dropped_and_set_phrases_too():

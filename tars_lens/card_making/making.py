@@ -21,10 +21,10 @@ FEWEST_SENTENCES = 12
 _OPENINGS = 16
 _KIN = 5
 _KIN_OPENINGS = 5
-_FORWARD = (7, 4, 8)  # for the vector, for validation, for report
-_REVERSE = (0, 4, 8)
-_NEIGHBOUR = (4, 5, 8)
-_UNRELATED = (0, 1, 2)
+_FORWARD = (7, 8, 4)  # for the vector, for report, for validation: two sentences serve the first two
+_REVERSE = (8, 4)
+_NEIGHBOUR = (4, 8, 5)
+_UNRELATED = (2, 1)
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,10 @@ def _table(
     far: Sequence[Kept],
 ) -> dict[str, Any]:
     """The card; the best known prompt of all is the one that the vector is made from."""
-    vector, chosen_on, reported = dealt(forward, _FORWARD)
-    _, reverse_chosen, reverse_reported = dealt(reverse, (1, *_REVERSE[1:]))
-    contrast, near_chosen, near_reported = dealt(near, _NEIGHBOUR)
-    _, far_chosen, far_reported = dealt(far, _UNRELATED)
+    vector, reported, chosen_on = dealt(forward, _FORWARD)
+    reverse_reported, reverse_chosen = dealt(reverse, _REVERSE)
+    contrast, near_reported, near_chosen = dealt(near, _NEIGHBOUR)
+    far_reported, far_chosen = dealt(far, _UNRELATED)
     table: dict[str, Any] = {"name": name, "answer": name}
     if len(names) > 1:
         table["aliases"] = list(names[1:])
