@@ -21,11 +21,7 @@ FEWEST_SENTENCES = 12
 _OPENINGS = 16
 _KIN = 5
 _KIN_OPENINGS = 5
-_FORWARD = (
-    7,
-    8,
-    4,
-)  # for the vector, for report, for validation: two sentences serve the first two
+_FORWARD = (7, 8, 4)  # for the vector, for report, for validation: served in this order
 _REVERSE = (8, 4)
 _NEIGHBOUR = (4, 8, 5)
 _UNRELATED = (2, 1)
