@@ -16,6 +16,7 @@ from tars_lens.corpus import load_corpus
 from tars_lens.lens import Point
 from tars_lens.measure.kl import paired_kl
 from tars_lens.patch import Patch
+from tars_lens.running import Resumption
 from tars_lens.weights import Rows
 from tars_lens.windows import cut
 
@@ -159,8 +160,8 @@ def test_a_run_from_the_first_layer_is_one_and_gives_the_same(run, monkeypatch):
     resume = (2, lens.capture(ids, [point])[point])
     resumed = lens.residual(ids, -1, resume=resume)
     skipped = []
-    passing = type(lens)._passing
-    monkeypatch.setattr(type(lens), "_passing", lambda *given: skipped.append(1) or passing(*given))
+    passing = Resumption._passing
+    monkeypatch.setattr(Resumption, "_passing", lambda *given: skipped.append(1) or passing(*given))
     with choice.from_the_first_layer():
         assert torch.equal(lens.residual(ids, -1, resume=resume), resumed) and not skipped
     lens.residual(ids, -1, resume=resume)
