@@ -142,7 +142,7 @@ def _in_file_order(
     """The matrices in the order of their bytes, each once the system has it in memory.
 
     A thread of its own reads ahead: what is worked on then never waits for a page. (In the shape
-    of Llama 3.1 8B about 1.3 times one read of the bytes, and 1.5 where the system is only asked to.)
+    of Llama 3.1 8B about 1.3 times one read of the bytes, 1.5 where the system is only asked to.)
     """
     ordered = sorted(
         places, key=lambda p: (slots[p].tensor.file, slots[p].tensor.offset, slots[p].half or 0)
