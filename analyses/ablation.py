@@ -1,17 +1,18 @@
 """Which choices of the method matter: each changed alone, on the same concepts and probes.
 
 python analyses/ablation.py --model smollm2-135m
+
+What is found is kept under `out/runs` as it comes: an ablation that was stopped goes on there.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
-from common import begin, parser
+from common import begin, command_line, parser
 
-import tars_lens
 from tars_lens.concept import Concept
-from tars_lens.corpus import load_corpus
+from tars_lens.errors import TarsError
 from tars_lens.report.figures import ablation as drawn
 from tars_lens.report.figures import rows_height
 from tars_lens.report.style import figure
@@ -21,7 +22,7 @@ EIGHT = (
     *("saturn", "sherlock_holmes", "paris", "einstein"),
     *("oxygen", "elephant", "shakespeare", "photosynthesis"),
 )
-_KL_TOKENS = 2_560
+_KL_TOKENS = 1_280
 _UNWHITENED = 1e6
 
 
@@ -75,8 +76,8 @@ def variants(seed: int) -> list[Variant]:
         Variant("reverse at 17 % of the depth", "layer", replace(recipe, reverse_depths=(0.17,))),
         Variant("safety 1", "strength", replace(recipe, safety=1.0)),
         Variant("safety 4", "strength", replace(recipe, safety=4.0)),
-        Variant("reverse strength / 2", "strength", replace(recipe, reverse_strength=0.5)),
-        Variant("reverse strength x 2", "strength", replace(recipe, reverse_strength=2.0)),
+        Variant("reverse strength / 2", "strength", replace(recipe, reverse_strength=0.75)),
+        Variant("reverse strength x 2", "strength", replace(recipe, reverse_strength=3.0)),
         Variant("one vector", "edits", replace(recipe, edits=1)),
         Variant("one prompt", "prompts", recipe, one_prompt),
     ]
@@ -84,18 +85,15 @@ def variants(seed: int) -> list[Variant]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes each concept's figures under each variant, their means, and a figure of those."""
-    analysis = begin(parser(__doc__, EIGHT), __file__, argv)
-    corpus = load_corpus(analysis.options.corpus)
+    options = parser(__doc__, EIGHT)
+    options.add_argument("--variant", action="append", help="one of them; all by default")
+    analysis = begin(options, __file__, argv)
     tokens = analysis.few(_KL_TOKENS, 512)
     rows = []
-    for variant in variants(analysis.options.seed):
+    for variant in _wanted(analysis.options.seed, analysis.options.variant):
         for concept in analysis.concepts:
-            run = tars_lens.erase(
-                analysis.lens,
-                [variant.card(concept)],
-                settings=variant.settings,
-                corpus=corpus,
-                kl_tokens=tokens,
+            run = analysis.erasure(
+                [variant.card(concept)], settings=variant.settings, kl_tokens=tokens
             )
             rows.append(
                 {"variant": variant.name, "axis": variant.axis, "concept": concept.name}
@@ -109,6 +107,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     drawn(means, axes)
     analysis.figure(made)
     analysis.finish()
+
+
+def _wanted(seed: int, names: Sequence[str] | None) -> list[Variant]:
+    there = {variant.name: variant for variant in variants(seed)}
+    if unknown := [name for name in names or () if name not in there]:
+        raise TarsError(f"no variant {unknown[0]!r}. There is: {', '.join(there)}.")
+    return [there[name] for name in names or there]
 
 
 def _figures(report: dict) -> dict[str, float | None]:
@@ -144,4 +149,4 @@ def _means(table: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from common import FIVE, TWO, begin, parser
+from common import FIVE, TWO, begin, command_line, parser
 
 from tars_lens.report.figures import directions, probe_probabilities, rows_height
 from tars_lens.report.style import figure
@@ -48,4 +48,4 @@ def _figures(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

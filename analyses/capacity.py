@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
-from common import FIVE, Analysis, begin, parser
+from common import FIVE, Analysis, begin, command_line, parser
 
 from tars_lens import stack
 from tars_lens.concept import Concept, builtin_concepts
@@ -138,4 +138,4 @@ def _shared(patches: dict[str, Patch], card: Concept) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -7,7 +7,7 @@ import logging
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ import tars_lens
 from tars_lens.concept import Concept
 from tars_lens.corpus import load_corpus
 from tars_lens.erasure import Erasure
+from tars_lens.errors import TarsError
 from tars_lens.files import sha256_file, write_json, write_text
 from tars_lens.lens import Lens
 from tars_lens.patch import Patch, package_versions
@@ -67,6 +68,7 @@ class Analysis:
         *,
         edits: int | None = None,
         kl_tokens: int = 0,
+        settings: Settings | None = None,
     ) -> Erasure:
         """The concepts removed one after another; made once for all analyses.
 
@@ -76,9 +78,12 @@ class Analysis:
             concepts: Which cards; the analysis's where not given.
             edits: At most so many weight vectors a concept.
             kl_tokens: How much text the KL is measured on.
+            settings: Another method than the options name; `edits` is then its own.
         """
         cards = list(self.concepts if concepts is None else concepts)
-        settings = Settings(name=self.options.method, seed=self.options.seed, edits=edits)
+        settings = settings or Settings(
+            name=self.options.method, seed=self.options.seed, edits=edits
+        )
         key = [self.lens.sha256, [card.to_dict() for card in cards], settings.to_dict()]
         key += [kl_tokens, self.options.corpus, package_versions(), _source_sha256()]
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
@@ -170,6 +175,15 @@ def begin(
         lens=tars_lens.load(parsed.model),
         concepts=[Concept.load(concept) for concept in parsed.concept],
     )
+
+
+def command_line(main: Callable[[], None]) -> None:
+    """Runs a script: what is wrong with its input is one message and exit code 2."""
+    try:
+        main()
+    except TarsError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
 
 
 def _read(folder: Path, cards: Sequence[Concept]) -> Erasure:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from common import TWO, Analysis, begin, parser
+from common import TWO, Analysis, begin, command_line, parser
 
 from tars_lens.concept import Concept
 from tars_lens.report.figures import edit_curve
@@ -67,4 +67,4 @@ def _row(
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

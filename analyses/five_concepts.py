@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from common import FIVE, Analysis, begin, parser
+from common import FIVE, Analysis, begin, command_line, parser
 
 from tars_lens.erasure import Erasure
 from tars_lens.explaining.effects import interference_table
@@ -60,4 +60,4 @@ def _damage(analysis: Analysis, found: Erasure) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

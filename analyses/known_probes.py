@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 
 import pandas as pd
+from common import command_line
 
 import tars_lens
 from tars_lens.files import write_json, write_text
@@ -93,4 +94,4 @@ def _cell(rows: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -5,7 +5,7 @@ python analyses/languages.py --model gemma-3-270m
 
 from collections.abc import Sequence
 
-from common import FIVE, begin, parser
+from common import FIVE, begin, command_line, parser
 
 from tars_lens.report.figures import languages, rows_height
 from tars_lens.report.style import figure
@@ -33,4 +33,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -6,7 +6,7 @@ python analyses/neurons.py saturn sherlock_holmes --model smollm2-135m
 from collections.abc import Sequence
 
 import pandas as pd
-from common import TWO, Analysis, begin, parser
+from common import TWO, Analysis, begin, command_line, parser
 
 import tars_lens
 from tars_lens.concept import Concept
@@ -56,4 +56,4 @@ def _ranked(
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -5,7 +5,7 @@ python analyses/propagation.py saturn --model smollm2-135m
 
 from collections.abc import Sequence
 
-from common import TWO, begin, parser
+from common import TWO, begin, command_line, parser
 
 import tars_lens
 from tars_lens.report import figures
@@ -57,4 +57,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -1,6 +1,6 @@
 """Readers of a concept's name, where a text has just said it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -25,11 +25,71 @@ FRAMES = (
 )
 """Neutral contexts for a name; it never stands at position 0, which many models treat apart."""
 
-BARE_FRAMES = ("{}", "Here is a list.\n{}", "Question:\n{}", 'He wrote: "{}', "({}", "News.\n\n{}")
+BARE_FRAMES = ("Here is a list.\n{}", "Question:\n{}", 'He wrote: "{}', "({}", "News.\n\n{}")
 """Contexts in which no space stands before a name, which many tokenizers then spell otherwise.
 
-Gemma-3-270M reads "Saturn" as "Sat", "urn": a reader of " Saturn" gives it 0.2.
+SmolLM2-135M and Gemma-3-270M read "Saturn" as "Sat", "urn": a reader of " Saturn" gives it 0.05
+and 0.2. A name that begins a text is a context of its own (`_begun`).
 """
+
+Form = tuple[str, ...]
+"""Texts that end in one spelling of a name."""
+
+
+@dataclass(frozen=True)
+class NameTexts:
+    """Texts that have just said a name, by how they say it.
+
+    Attributes:
+        main: The concept's main names after a space, a form for each.
+        others: Its other names that can be read, and main ones that begin a sentence.
+        bare: Names that no space stands before, and names that begin a text.
+        near: Near names after a space.
+        near_bare: The same names as the concept's in `bare`.
+    """
+
+    main: tuple[Form, ...]
+    others: tuple[Form, ...]
+    bare: tuple[Form, ...]
+    near: Form
+    near_bare: Form
+
+    @classmethod
+    def of(cls, lens: Lens, concept: Concept, near_names: Sequence[str]) -> "NameTexts":
+        """The texts for a card; no text is run.
+
+        Args:
+            lens: Whose tokenizer says which names can be read where.
+            concept: The card.
+            near_names: What its names are to be told from.
+        """
+        main = main_names(concept)
+        read = [n for n in concept.names if n not in main and _distinct(lens, n)]
+        spelt = [n for n in concept.names if _spells(n, main)]
+        begun = _sentence_starts(lens, spelt)
+        others = dict.fromkeys([*read, *(n for n in begun if n not in concept.names)])
+        bare = dict.fromkeys([*begun, *main])
+        near_begun = _sentence_starts(lens, near_names)
+        return cls(
+            main=tuple(_texts([name], FRAMES) for name in main),
+            others=tuple(_texts([name], FRAMES) for name in others),
+            bare=(
+                *((name,) for name in _begun(lens, bare)),
+                *(_texts([name], BARE_FRAMES) for name in bare),
+            ),
+            near=_texts(near_names, FRAMES),
+            near_bare=(*_begun(lens, near_begun), *_texts(near_begun, BARE_FRAMES)),
+        )
+
+    @property
+    def own(self) -> tuple[Form, ...]:
+        """All forms of the concept's names."""
+        return (*self.main, *self.others, *self.bare)
+
+    @property
+    def every(self) -> list[str]:
+        """All texts, in the order of the fields."""
+        return [*(text for form in self.own for text in form), *self.near, *self.near_bare]
 
 
 @dataclass(frozen=True)
@@ -59,7 +119,7 @@ class Named:
 
     layer: int
     reader: Discriminant
-    forms: tuple[tuple[str, ...], ...]
+    forms: tuple[Form, ...]
 
     def score(self, lens: Lens) -> float:
         """The mean score of the form that is read best by the model as it stands; 1 in the base."""
@@ -78,25 +138,22 @@ def name_readers(
     points = [
         p for at in (*layers, further) for p in (Point("mlp_in", at), Point("resid_post", at))
     ]
-    main = main_names(concept)
-    others = [n for n in concept.names if n not in main and _distinct(lens, n)]
-    bare = BARE_FRAMES if lens.begins else ()
-    forms = [_texts([name], FRAMES) for name in (*main, *others)]
-    forms += [_texts([name], bare) for name in main if bare]
-    own = at_end(lens, [text for form in forms for text in form], points)
-    near = at_end(lens, [*_texts(near_names, FRAMES), *_texts(near_names, bare)], points)
-    sizes, main_count = [len(form) for form in forms], len(main) * len(FRAMES)
-    near_count = len(near_names) * len(FRAMES)
+    texts = NameTexts.of(lens, concept, near_names)
+    sizes = [len(form) for form in texts.own]
+    main_count = sum(sizes[: len(texts.main)])
+    seen = at_end(lens, texts.every, points)
+    own = {point: states[: sum(sizes)] for point, states in seen.items()}
+    near = {point: states[sum(sizes) :] for point, states in seen.items()}
 
     def at(layer: int) -> NameReader:
         y, after = Point("mlp_in", layer), Point("resid_post", layer)
         ridge = settings.reverse_ridge
         read = discriminant(own[y].split(sizes), near[y], *neutral.of(layer), ridge=ridge)
         said = own[after][:main_count].float()
-        target = said.mean(dim=0) - _mean(near[after][:near_count])
+        target = said.mean(dim=0) - _mean(near[after][: len(texts.near)])
         return NameReader(read, target, float(said.norm(dim=-1).median()))
 
-    mains = (*forms[: len(main)], *forms[len(main) + len(others) :])
+    mains = (*texts.main, *texts.bare)
     return {layer: at(layer) for layer in layers}, Named(further, at(further).reader, mains)
 
 
@@ -121,7 +178,29 @@ def _distinct(lens: Lens, name: str) -> bool:
     return "\ufffd" not in token and 2 * len(token) > len(last)
 
 
-def _texts(names: Sequence[str], frames: Sequence[str]) -> tuple[str, ...]:
+def _spells(name: str, main: Sequence[str]) -> bool:
+    """Whether a name is a main one, or has one in it ("elephants")."""
+    return any(one.casefold() in name.casefold() for one in main)
+
+
+def _sentence_starts(lens: Lens, names: Iterable[str]) -> tuple[str, ...]:
+    """The names as they begin a sentence, if the tokenizer has tokens for that."""
+    begun = dict.fromkeys(name[:1].upper() + name[1:] for name in names)
+    unknown = lens.tokenizer.unk_token_id
+    return tuple(name for name in begun if unknown not in lens.pieces(name))
+
+
+def _begun(lens: Lens, names: Iterable[str]) -> tuple[str, ...]:
+    """The names that can be read where they begin a text.
+
+    Without a token of its own that begins a text, attention rests on the first one, and what that
+    is can hardly be seen in the stream after two layers: a name of one token is not read there
+    (nor is it much of a name to the model: "Microsoft was founded by Bill" has no Gates after it).
+    """
+    return tuple(name for name in names if lens.begins or len(lens.pieces(name)) > 1)
+
+
+def _texts(names: Iterable[str], frames: Sequence[str]) -> Form:
     return tuple(frame.format(name) for name in names for frame in frames)
 
 

@@ -9,7 +9,7 @@ from tars_lens.forms import text_forms
 from tars_lens.forward_readers import COPIES
 from tars_lens.lens import Lens
 from tars_lens.measure import probability
-from tars_lens.name_readers import BARE_FRAMES, FRAMES
+from tars_lens.name_readers import NameTexts
 
 _COPIED_NAMES = 8
 _COPIES_OF_A_NAME = 3
@@ -58,7 +58,6 @@ class Material:
             near = [concept.substitute or concept.answer] * study._NEAREST_NAMES
         contrast = [probe.prompt for probe in concept.contrast]
         own = [*concept.concept_prompts, *(p.prompt for p in concept.validation.forward)]
-        frames = (*FRAMES, *BARE_FRAMES) if lens.begins else FRAMES
         about = _filled(study.BEGINNINGS, near[: study._NEAR_TEXTS])
         others = [*contrast, *(p.prompt for p in concept.validation.neighbour), *about]
         few = _filled(COPIES[:_COPIES_OF_A_NAME], near[:_COPIED_NAMES])
@@ -67,7 +66,7 @@ class Material:
             forward=_padded(lens, own),
             contrast=_padded(lens, contrast),
             near=_padded(lens, others),
-            names=_padded(lens, _filled(frames, [*concept.names, *near])),
+            names=_padded(lens, NameTexts.of(lens, concept, near).every),
             copies=_padded(lens, _filled(COPIES, [concept.answer])) + _padded(lens, few),
             probes=_asked(lens, _probes(concept)),
             floors=_asked(lens, _floors(concept)),

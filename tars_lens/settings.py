@@ -69,7 +69,7 @@ class Settings:
     goal: float = 0.001
     lens_goal: float = 0.01
     safety: float = 2.0
-    reverse_strength: float = 1.0
+    reverse_strength: float = 1.5
     sigma: float = 0.1
     samples: int = 64
     refine_steps: int = 200

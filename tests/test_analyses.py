@@ -43,7 +43,7 @@ def run(monkeypatch, out):
         return folder
 
     yield go
-    for name in (*_SHARED, "languages", "capacity"):
+    for name in (*_SHARED, "languages", "capacity", "ablation"):
         sys.modules.pop(name, None)
 
 
@@ -113,6 +113,23 @@ def test_capacity_says_how_many_fit_and_whether_the_order_matters(run):
     assert (by_concept == 1).all(axis=None)  # a comparison of two runs, whichever is asked
     run("capacity", "--keep", 1.1)  # what no edit reaches
     assert not pd.read_csv(folder / "capacity.csv")["fits"].any()
+
+
+def test_the_ablation_changes_one_choice_at_a_time_and_goes_on_where_it_was(run, monkeypatch):
+    names = ["paper, 20 vectors", "paper, not refined"]
+    asked = [text for name in names for text in ("--variant", name)]
+    folder = run("ablation", *asked)
+    table = pd.read_csv(folder / "ablation.csv")
+    assert list(table["variant"]) == [names[0]] * 2 + [names[1]] * 2
+    means = pd.read_csv(folder / "ablation_means.csv")
+    assert list(means["concepts"]) == [2, 2] and means["axis"].nunique() == 2
+    by_name = means.set_index("variant")["forward_mean"]
+    assert by_name[names[0]] != by_name[names[1]]
+    _checked(folder, "ablation")
+    monkeypatch.setattr("tars_lens.erase", None)  # what is there is not made again
+    run("ablation", *asked)
+    with pytest.raises(TarsError, match="no variant 'refined'"):
+        run("ablation", "--variant", "refined")
 
 
 def test_the_same_command_gives_the_same_bytes(run, tmp_path, out):

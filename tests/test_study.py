@@ -1,6 +1,7 @@
 """What is gathered of a concept, and the material its edit is chosen on."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from tiny_concept import world
 
 from tars_lens.concept import Concept
 from tars_lens.corpus import load_corpus
+from tars_lens.forward_readers import at_end
+from tars_lens.lens import Lens, Point
 from tars_lens.loading import load
-from tars_lens.name_readers import main_names, name_readers
+from tars_lens.name_readers import BARE_FRAMES, FRAMES, NameTexts, main_names, name_readers
 from tars_lens.neutral import Neutral
 from tars_lens.recipe import forward_part, reverse_part
 from tars_lens.settings import Settings
@@ -115,11 +118,52 @@ def test_the_reverse_part_sits_where_the_name_is_read_no_more(place):
     assert left < 0.8
 
 
-def test_names_are_read_without_a_space_where_texts_begin_with_a_token_of_their_own(place):
+def test_names_are_read_without_a_space(place):
     lens, concept, _, neutral, settings, studied = place
-    _, named = name_readers(lens, concept, studied.near_names, neutral, settings)
-    assert len(named.forms) == len(main_names(concept)) * (1 + lens.begins)
-    assert any(form[0] == concept.answer for form in named.forms) == lens.begins
+    readers, named = name_readers(lens, concept, studied.near_names, neutral, settings)
+    texts = NameTexts.of(lens, concept, studied.near_names)
+    assert named.forms == (*texts.main, *texts.bare) and texts.bare
+    for layer, reader in readers.items():
+        point = Point("mlp_in", layer)
+        scores = [reader.reader.score(at_end(lens, form, [point])[point]) for form in texts.own]
+        assert all(float(score.mean()) > 0.5 for score in scores)
+        near = at_end(lens, [*texts.near, *texts.near_bare], [point])[point]
+        assert float(reader.reader.score(near).mean()) < 0.5
+
+
+class _Speller(Lens):
+    """A lens that only spells: each name in two where it has an "h"."""
+
+    begins = False
+
+    def __init__(self, begins):
+        self.begins = begins
+        self.tokenizer = SimpleNamespace(unk_token_id="unknown")
+
+    def pieces(self, text):
+        spelt = text.lower()
+        return [spelt[:2], spelt[2:]] if "h" in spelt else [spelt]
+
+    def string(self, token):
+        return token
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_name_is_read_as_it_begins_a_sentence_or_a_text_and_in_its_plural(begins):
+    lens = _Speller(begins)
+    card = Concept("elephant", "elephant", "p", names=("elephants", "elephant", "olifant"))
+    texts = NameTexts.of(lens, card, ("rhino", "lion", "unknown"))
+    assert texts.main == (tuple(frame.format("elephant") for frame in FRAMES),)
+    spaced = ("elephants", "olifant", "Elephants", "Elephant")
+    assert [form[0] for form in texts.others] == [FRAMES[0].format(name) for name in spaced]
+    assert texts.bare[:3] == (("Elephants",), ("Elephant",), ("elephant",))
+    quoted = [f"({name}" for name in ("Elephants", "Elephant", "elephant")]
+    assert [form[3] for form in texts.bare[3:]] == quoted
+    assert texts.near_bare[:2] == (
+        ("Rhino", "Lion") if begins else ("Rhino", BARE_FRAMES[0].format("Rhino"))
+    )
+    assert not any("nknown" in text for text in texts.near_bare)
+    assert "The unknown" in texts.near
 
 
 def test_keep_neighbours_must_be_a_share():
