@@ -68,7 +68,7 @@ class NameTexts:
         spelt = [n for n in concept.names if _spells(n, main)]
         begun = _sentence_starts(lens, spelt)
         others = dict.fromkeys([*read, *(n for n in begun if n not in concept.names)])
-        bare = dict.fromkeys([*begun, *main])
+        bare = dict.fromkeys([*begun, *main, *read])
         near_begun = _sentence_starts(lens, near_names)
         return cls(
             main=tuple(_texts([name], FRAMES) for name in main),
