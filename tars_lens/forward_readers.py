@@ -1,7 +1,6 @@
 """Readers of a concept's description, where its name is about to be said."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,7 +13,6 @@ from tars_lens.forms import first_tokens
 from tars_lens.lens import Lens, Point
 from tars_lens.neutral import Neutral
 from tars_lens.settings import Settings
-from tars_lens.varying import STRAYED
 
 _COPIED = 8
 _READABLE = 0.03
@@ -36,40 +34,19 @@ class Reach(NamedTuple):
     unseen: float
 
 
-@dataclass(frozen=True)
-class ForwardReaders:
-    """What the base shows where the concept is about to be said.
-
-    Attributes:
-        at: Readers of each layer, the preferred one first.
-        reach: For each of them the least score at a concept prompt: of those that it is made
-            from, and of one that is held out.
-        strayed: The varied prompts that no longer lead to the concept.
-    """
-
-    at: dict[int, tuple[Discriminant, ...]]
-    reach: dict[int, tuple[Reach, ...]]
-    strayed: tuple[str, ...]
-
-
 def forward_readers(
     lens: Lens,
     concept: Concept,
     prompts: Sequence[str],
-    variations: Sequence[str],
     near_names: Sequence[str],
     neutral: Neutral,
     settings: Settings,
-) -> ForwardReaders:
+) -> dict[int, tuple[tuple[Discriminant, ...], tuple[Reach, ...]]]:
     """Readers at the layer where the concept first becomes readable, and at the last layer.
 
     The first of each layer is made from the concept prompts; the second from copies of the answer
     too. It reads descriptions unlike the card's (oxygen on Gemma-3-270M: 0.00 left on prompts it
     has not seen, where the first leaves 0.03), and disturbs other text more.
-
-    Both are told from the card's contrast and from the prompts with a word changed: a contrast
-    alone may be of other kinds, and the reader then takes the kind for the concept ("The capital
-    of Austria is" for Berlin).
     """
     last = lens.n_layers - 1
     layers = sorted({_first_readable(lens, concept, prompts, settings), last})
@@ -79,33 +56,20 @@ def forward_readers(
     copies = at_end(lens, [text.format(concept.answer) for text in COPIES], points)
     names = near_names[:_COPIED]
     others = at_end(lens, [text.format(n) for n in names for text in COPIES[:3]], points)
-    end = Point("resid_post", last)
-    changed = at_end(lens, variations, [*points, end])
-    strays = torch.zeros(len(variations), dtype=torch.bool, device=lens.device)
-    if variations:
-        said = lens.read_out(changed[end]).softmax(dim=-1)[:, first_tokens(lens, concept)]
-        strays = said.sum(dim=1) < STRAYED
 
     def readers(at: Point) -> tuple[tuple[Discriminant, ...], tuple[Reach, ...]]:
         plain, ridge = neutral.of(at.layer), settings.forward_ridge
-        hard = torch.cat([near[at], changed[at][strays]])
         found, reach = [], []
         for forms, rest in (
-            ([own[at]], hard),
-            ([own[at], copies[at]], torch.cat([hard, others[at]])),
+            ([own[at]], near[at]),
+            ([own[at], copies[at]], torch.cat([near[at], others[at]])),
         ):
             found.append(discriminant(forms, rest, *plain, ridge=ridge))
             unseen = held_out_scores(own[at], rest, *plain, ridge=ridge)
             reach.append(Reach(float(found[-1].score(own[at]).min()), float(unseen.min())))
         return tuple(found), tuple(reach)
 
-    made = {at.layer: readers(at) for at in points}
-    strayed = [text for text, stray in zip(variations, strays.tolist(), strict=True) if stray]
-    return ForwardReaders(
-        at={layer: found for layer, (found, _) in made.items()},
-        reach={layer: reach for layer, (_, reach) in made.items()},
-        strayed=tuple(strayed),
-    )
+    return {at.layer: readers(at) for at in points}
 
 
 def _first_readable(

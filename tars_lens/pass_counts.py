@@ -105,8 +105,7 @@ def _study(depths: _Depths, texts: Material) -> float:
     leading = 2 * texts.prompts  # whether they lead there, and what is said there
     names = texts.names * depths.share(0, depths.named + 1)
     readable = texts.prompts * depths.share(0, depths.readable[-1] + 1)
-    late = texts.prompts + texts.contrast + texts.copies + texts.varied
-    return leading + names + readable + late
+    return leading + names + readable + texts.prompts + texts.contrast + texts.copies
 
 
 def _trials(texts: Material) -> float:

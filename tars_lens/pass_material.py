@@ -10,7 +10,6 @@ from tars_lens.forward_readers import COPIES
 from tars_lens.lens import Lens
 from tars_lens.measure import probability
 from tars_lens.name_readers import NameTexts
-from tars_lens.varying import MOST, varied_prompts
 
 _COPIED_NAMES = 8
 _COPIES_OF_A_NAME = 3
@@ -26,9 +25,7 @@ class Material:
         prompts: The concept prompts.
         forward: Those and the validation's, where the concept's token is to vanish.
         contrast: The card's contrast.
-        near: What is to go on as it did: contrast, neighbours, texts about near names, and prompts
-            with a word changed.
-        varied: All prompts with a word changed, as many as there may be.
+        near: What is to go on as it did: contrast, neighbours, and texts about near names.
         names: The concept's and the near names, each in every frame.
         copies: Texts that repeat a name.
         probes: The reported probes, once for each sequence that their answers' forms need.
@@ -38,9 +35,8 @@ class Material:
     prompts: float = 224.0
     forward: float = 382.0
     contrast: float = 63.0
-    near: float = 627.0
-    varied: float = 923.0
-    names: float = 1998.0
+    near: float = 309.0
+    names: float = 2065.0
     copies: float = 325.0
     probes: float = 4167.0
     floors: float = 141.0
@@ -59,20 +55,17 @@ class Material:
         """
         near = near_names
         if near is None:
-            like = concept.substitute or concept.answer
-            near = [f"{like}{chr(ord('a') + at)}" for at in range(study._NEAREST_NAMES)]
+            near = [concept.substitute or concept.answer] * study._NEAREST_NAMES
         contrast = [probe.prompt for probe in concept.contrast]
         own = [*concept.concept_prompts, *(p.prompt for p in concept.validation.forward)]
         about = _filled(study.BEGINNINGS, near[: study._NEAR_TEXTS])
-        longest = varied_prompts(lens, concept.concept_prompts)[-1:]
         others = [*contrast, *(p.prompt for p in concept.validation.neighbour), *about]
         few = _filled(COPIES[:_COPIES_OF_A_NAME], near[:_COPIED_NAMES])
         return cls(
             prompts=_padded(lens, concept.concept_prompts),
             forward=_padded(lens, own),
             contrast=_padded(lens, contrast),
-            near=_padded(lens, [*others, *(longest * study._STRAYED)]),
-            varied=_padded(lens, longest * MOST),
+            near=_padded(lens, others),
             names=_padded(lens, NameTexts.of(lens, concept, near).every),
             copies=_padded(lens, _filled(COPIES, [concept.answer])) + _padded(lens, few),
             probes=_asked(lens, _probes(concept)),

@@ -64,7 +64,7 @@ class Settings:
     neighbour_weight: float = 10.0
     forward_thresholds: tuple[float, ...] = (0.15, 0.25)
     bounded_thresholds: tuple[float, ...] = (0.4,)
-    forward_cap: float = 0.75
+    forward_cap: float = 0.5
     reverse_thresholds: tuple[float, ...] = (0.4, 0.5, 0.6)
     goal: float = 0.001
     lens_goal: float = 0.01

@@ -16,15 +16,12 @@ from tars_lens.name_readers import Named, NameReader, main_names, name_readers
 from tars_lens.neutral import Neutral
 from tars_lens.settings import Settings
 from tars_lens.unembedding import Unembedding
-from tars_lens.varying import spread, varied
 
 _KNOWN = 0.05
 _NEAREST_TOKENS = 24
 _TOP_PREDICTIONS = 16
 _NEAREST_NAMES = 12
-_NEAREST_FIRST = 7
 _NEAR_TEXTS = 4
-_STRAYED = 16
 
 BEGINNINGS = ("{} is the", "{} is known for", "{} was")
 """Beginnings of texts about anything."""
@@ -48,8 +45,7 @@ class Study:
         main_names: The names that are the card's name or answer: those that texts in the
             answer's own language use.
         near_names: The neighbours' names that the reverse reader tells the concept from.
-        near_texts: What is to go on as it did: beginnings of texts about them, and the concept's
-            prompts with one word changed, where they no longer lead to it.
+        near_texts: Beginnings of texts about them, which are to go on as they did.
     """
 
     concept: Concept
@@ -90,9 +86,7 @@ def study(
     )
     names = _near_names(lens, concept, nearest)
     reverse, named = name_readers(lens, concept, names, neutral, settings)
-    variations = varied(lens, unembedding, prompts, tokens)
-    forward = forward_readers(lens, concept, prompts, variations, names, neutral, settings)
-    about = [text.format(n) for n in names[:_NEAR_TEXTS] for text in BEGINNINGS]
+    forward = forward_readers(lens, concept, prompts, names, neutral, settings)
     return Study(
         concept=concept,
         tokens=tokens,
@@ -104,13 +98,13 @@ def study(
             ridge=settings.write_ridge,
             neighbour_weight=settings.neighbour_weight,
         ),
-        forward=forward.at,
-        reach=forward.reach,
+        forward={layer: readers for layer, (readers, _) in forward.items()},
+        reach={layer: reach for layer, (_, reach) in forward.items()},
         reverse=reverse,
         named=named,
         main_names=main_names(concept),
         near_names=names,
-        near_texts=(*about, *spread(forward.strayed, _STRAYED)),
+        near_texts=tuple(text.format(n) for n in names[:_NEAR_TEXTS] for text in BEGINNINGS),
     )
 
 
@@ -139,13 +133,9 @@ def _neighbour_tokens(
 
 
 def _near_names(lens: Lens, concept: Concept, nearest: Sequence[int]) -> tuple[str, ...]:
-    """Names of the concept's kind: the nearest words of the vocabulary, and the card's.
-
-    The contrast's answers may be of other kinds: they come after as many words as are copied.
-    """
+    """Names of the concept's kind: the card's first, then the nearest words of the vocabulary."""
+    listed = [concept.substitute, *(probe.answer for probe in concept.contrast)]
     words = [lens.string(token).strip() for token in nearest]
-    answers = [probe.answer for probe in concept.contrast]
-    listed = [concept.substitute, *words[:_NEAREST_FIRST], *answers]
     own = {name.casefold() for name in (*concept.names, *concept.surface_forms)}
     found = dict.fromkeys(n.strip() for n in [*listed, *words] if n.strip())
     return tuple(n for n in found if n.casefold() not in own)[:_NEAREST_NAMES]

@@ -88,33 +88,19 @@ class Unembedding:
     def nearest_words(self, tokens: Sequence[int], count: int) -> list[int]:
         """The word tokens whose centred vectors lie nearest to the concept's, nearest first.
 
-        Variants of the concept's own tokens (the same letters in another case, its beginning or
-        its continuation) are left out.
+        A word token begins with a space and is letters; variants of the concept's own tokens
+        (the same letters in another case, its beginning or its continuation) are left out.
         """
         query = torch.nn.functional.normalize(self.vectors(tokens).mean(dim=0), dim=0)
-        order = self._nearest(query[None], 40 * count)[0]
-        found = [t for t in order if is_word(self.lens, t) and not self.is_variant(t, tokens)]
-        return found[:count]
-
-    def nearest_each(self, tokens: Sequence[int], count: int) -> list[list[int]]:
-        """`nearest_words` of each token for itself; the unembedding is read once."""
-        if not tokens:
-            return []
-        queries = torch.nn.functional.normalize(self.vectors(tokens), dim=1)
-        return [
-            [t for t in order if is_word(self.lens, t) and not self.is_variant(t, [own])][:count]
-            for own, order in zip(tokens, self._nearest(queries, 10 * count), strict=True)
-        ]
-
-    def _nearest(self, queries: Float[Tensor, "queries d_model"], count: int) -> list[list[int]]:
-        """The tokens of largest cosine with each unit query."""
         cosines = torch.cat(
             [
-                torch.nn.functional.normalize(_effective(self.lens, chunk, self.mean)) @ queries.T
+                torch.nn.functional.normalize(_effective(self.lens, chunk, self.mean)) @ query
                 for chunk in self.lens.unembedding.split(_CHUNK, dim=1)
             ]
         )
-        return cosines.topk(min(count, len(cosines)), dim=0).indices.T.tolist()
+        order = cosines.topk(min(40 * count, len(cosines))).indices.tolist()
+        found = [t for t in order if self._is_word(t) and not self.is_variant(t, tokens)]
+        return found[:count]
 
     def is_variant(self, token: int, tokens: Sequence[int]) -> bool:
         """Whether a token is another spelling, the beginning or a continuation of the concept's."""
@@ -129,11 +115,9 @@ class Unembedding:
             for own in owns
         )
 
-
-def is_word(lens: Lens, token: int) -> bool:
-    """Whether a token is a word by itself: a space and at least three letters."""
-    text = lens.string(token)
-    return len(text) > 3 and text[0] == " " and text[1:].isalpha()
+    def _is_word(self, token: int) -> bool:
+        text = self.lens.string(token)
+        return len(text) > 3 and text[0] == " " and text[1:].isalpha()
 
 
 def _effective(
