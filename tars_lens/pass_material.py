@@ -36,7 +36,7 @@ class Material:
     forward: float = 382.0
     contrast: float = 63.0
     near: float = 309.0
-    names: float = 2065.0
+    names: float = 1998.0
     copies: float = 325.0
     probes: float = 4167.0
     floors: float = 141.0
@@ -55,7 +55,8 @@ class Material:
         """
         near = near_names
         if near is None:
-            near = [concept.substitute or concept.answer] * study._NEAREST_NAMES
+            like = concept.substitute or concept.answer
+            near = [f"{like}{chr(ord('a') + at)}" for at in range(study._NEAREST_NAMES)]
         contrast = [probe.prompt for probe in concept.contrast]
         own = [*concept.concept_prompts, *(p.prompt for p in concept.validation.forward)]
         about = _filled(study.BEGINNINGS, near[: study._NEAR_TEXTS])
