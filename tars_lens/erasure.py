@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from tars_lens import stack
+from tars_lens.advice import advice
 from tars_lens.cache import Advance, silent
 from tars_lens.concept import Concept
 from tars_lens.corpus import Corpus, load_corpus
@@ -126,8 +127,11 @@ def erase(
                 "parts": patch.method["parts"],
                 "probes": probe_figures(after),
                 "seconds": took,
+                "advice": advice(concept, removal.kin),
             }
-            for concept, patch, after, took in zip(concepts, patches, afters, seconds, strict=True)
+            for concept, removal, patch, after, took in zip(
+                concepts, removals, patches, afters, seconds, strict=True
+            )
         ],
         "kl": divergence.figures(forms) if divergence else None,
         "verified": _verified(verified),

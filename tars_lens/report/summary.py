@@ -13,7 +13,7 @@ NONE = "-"
 def summary(report: dict[str, Any]) -> RenderableType:
     """Effect, damage and proof of an erasure, in that order, from its `report.json`."""
     parts: list[RenderableType] = [_heading(report), _effect(report), _damage(report)]
-    parts += [Text(line) for line in notes(report)]
+    parts += [Text(line) for line in (*notes(report), *hints(report))]
     parts.append(_proof(report))
     return Group(*parts)
 
@@ -47,6 +47,15 @@ def notes(report: dict[str, Any]) -> list[str]:
                     "budget allows; it is the quietest that was found."
                 )
     return found
+
+
+def hints(report: dict[str, Any]) -> list[str]:
+    """What more text on the cards would help."""
+    return [
+        f"{concept['name']}: its card would do better with more text: {text}"
+        for concept in report["concepts"]
+        for text in concept.get("advice", [])
+    ]
 
 
 def _heading(report: dict[str, Any]) -> Text:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tars_lens.report.run import Run
-from tars_lens.report.summary import notes
+from tars_lens.report.summary import hints, notes
 
 _REVERSE = 0.2
 _LANGUAGES = 0.05
@@ -62,6 +62,10 @@ def misses(run: Run) -> list[tuple[str, str]]:
     for concept in report["concepts"]:
         sentences = (*_probe_misses(concept["probes"]), *_depth_misses(run, concept["name"]))
         found += [(key_of(concept["name"]), f"{concept['name']}: {text}") for text in sentences]
+    for concept in report["concepts"]:
+        found += [
+            (key_of(concept["name"]), text) for text in hints({**report, "concepts": [concept]})
+        ]
     return found + [("", text) for text in _damage_misses(report["kl"])]
 
 
