@@ -65,7 +65,7 @@ class NameTexts:
         """
         main = main_names(concept)
         read = [n for n in concept.names if n not in main and _distinct(lens, n)]
-        spelt = [n for n in concept.names if _spells(n, main)]
+        spelt = [n for n in concept.names if n in main or (n in read and _spells(n, main))]
         begun = _sentence_starts(lens, spelt)
         others = dict.fromkeys([*read, *(n for n in begun if n not in concept.names)])
         bare = dict.fromkeys([*begun, *main, *read])
@@ -179,7 +179,7 @@ def _distinct(lens: Lens, name: str) -> bool:
 
 
 def _spells(name: str, main: Sequence[str]) -> bool:
-    """Whether a name is a main one, or has one in it ("elephants")."""
+    """Whether a name has a main one in it ("elephants")."""
     return any(one.casefold() in name.casefold() for one in main)
 
 
