@@ -172,6 +172,7 @@ def _distinct(lens: Lens, name: str) -> bool:
 
     Where a tokenizer spells a script in bytes, the last one or two letters end many words: read
     early, they would be taken for the name in any text of that script.
+    "Saturne" ends in "ne" on SmolLM2-135M, and so does "Atarne": read there, it had a KL of 5.6.
     """
     last = name.split()[-1]
     token = lens.string(lens.pieces(f" {name}")[-1]).strip()
