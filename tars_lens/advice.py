@@ -1,20 +1,17 @@
-"""What more text on a card would help, told by the card and by what the model holds to be near."""
-
-from collections.abc import Sequence
+"""What more text on a card would help, told by the card alone."""
 
 from tars_lens.concept import Concept
 
 _PROMPTS = 4
 _CONTRAST = 4
-_NAMED = 4
 
 
-def advice(concept: Concept, kin: Sequence[str] = ()) -> list[str]:
+def advice(concept: Concept) -> list[str]:
     """A sentence for each kind of text that the card is short of; what matters most comes first.
 
-    Args:
-        concept: The card.
-        kin: The words of the vocabulary nearest to the concept, nearest first.
+    Whether the contrast is of the concept's own kind is not looked at: answers among the nearest
+    words of the vocabulary don't tell it ("Charles" is near Henry and George, and a card for
+    Berlin with the Eiffel Tower as contrast passes).
     """
     found = []
     count = len(concept.concept_prompts)
@@ -24,17 +21,10 @@ def advice(concept: Concept, kin: Sequence[str] = ()) -> list[str]:
             f"{_PROMPTS} or more in different words (`prompts`), descriptions that none of them is "
             "like are read too."
         )
-    contrast = [probe.answer for probe in concept.contrast]
-    like = ", ".join(kin[:_NAMED])
-    if not contrast or (kin and not _any_of(contrast, kin)):
-        what = "no `contrast`" if not contrast else "no `contrast` of its own kind"
-        found.append(
-            f"it has {what}: prompts that lead to things like it"
-            + (f" ({like})" if like else "")
-            + " keep them from going with it."
-        )
-    elif len(contrast) < _CONTRAST:
-        number = f"{len(contrast)} `contrast` prompt{'s' if len(contrast) > 1 else ''}"
+    if not concept.contrast:
+        found.append("it has no `contrast`: prompts that lead to things like it keep those.")
+    elif (count := len(concept.contrast)) < _CONTRAST:
+        number = f"{count} `contrast` prompt{'s' if count > 1 else ''}"
         found.append(f"it has {number}: {_CONTRAST} or more keep more of what is near.")
     chosen, probes = concept.validation, concept.probes
     if not chosen.forward:
@@ -45,9 +35,3 @@ def advice(concept: Concept, kin: Sequence[str] = ()) -> list[str]:
     if lacking:
         found.append(f"it has no probes to show the result by: {', '.join(lacking)}.")
     return found
-
-
-def _any_of(answers: Sequence[str], kin: Sequence[str]) -> bool:
-    near = [word.casefold() for word in kin]
-    heads = [answer.strip().casefold() for answer in answers]
-    return any(head.startswith(word) or word in head.split() for head in heads for word in near)

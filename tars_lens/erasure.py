@@ -127,11 +127,9 @@ def erase(
                 "parts": patch.method["parts"],
                 "probes": probe_figures(after),
                 "seconds": took,
-                "advice": advice(concept, removal.kin),
+                "advice": advice(concept),
             }
-            for concept, removal, patch, after, took in zip(
-                concepts, removals, patches, afters, seconds, strict=True
-            )
+            for concept, patch, after, took in zip(concepts, patches, afters, seconds, strict=True)
         ],
         "kl": divergence.figures(forms) if divergence else None,
         "verified": _verified(verified),

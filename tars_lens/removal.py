@@ -30,14 +30,12 @@ class Removal:
         parts: The neurons that it takes.
         trials: The material that its strength was chosen on.
         patch: The edit as a patch of the base.
-        kin: The words nearest to the concept, as `Study` has them.
     """
 
     concept: Concept
     parts: tuple[Part, ...]
     trials: Trials
     patch: Patch
-    kin: tuple[str, ...] = ()
 
     @property
     def hosts(self) -> set[tuple[int, int]]:
@@ -94,7 +92,7 @@ def remove(
     else:
         parts = _neurons(lens, study, neutral, trials, taken, budget // width)
     patch = build_patch(lens, study.concept, parts, settings)
-    return Removal(study.concept, tuple(parts), trials, patch, study.kin)
+    return Removal(study.concept, tuple(parts), trials, patch)
 
 
 def build_patch(lens: Lens, concept: Concept, parts: Sequence[Part], settings: Settings) -> Patch:

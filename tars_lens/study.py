@@ -45,7 +45,6 @@ class Study:
         main_names: The names that are the card's name or answer: those that texts in the
             answer's own language use.
         near_names: The neighbours' names that the reverse reader tells the concept from.
-        kin: The words of the vocabulary that lie nearest to the concept, whatever the card says.
         near_texts: Beginnings of texts about them, which are to go on as they did.
     """
 
@@ -60,7 +59,6 @@ class Study:
     named: Named
     main_names: tuple[str, ...]
     near_names: tuple[str, ...]
-    kin: tuple[str, ...]
     near_texts: tuple[str, ...]
 
 
@@ -106,7 +104,6 @@ def study(
         named=named,
         main_names=main_names(concept),
         near_names=names,
-        kin=tuple(lens.string(token).strip() for token in nearest[:_NEAREST_TOKENS]),
         near_texts=tuple(text.format(n) for n in names[:_NEAR_TEXTS] for text in BEGINNINGS),
     )
 

@@ -1,12 +1,8 @@
 """What a card is told that it lacks."""
 
-import pytest
-
 from tars_lens.advice import advice
 from tars_lens.concept import Concept, Probe, builtin_concepts
 from tars_lens.report.summary import hints, notes
-
-_KIN = ("Vienna", "Munich", "Paris", "Hamburg")
 
 
 def _about(word, found):
@@ -14,32 +10,18 @@ def _about(word, found):
 
 
 def test_a_card_of_a_name_and_a_prompt_is_told_all_that_would_help():
-    found = advice(Concept("Berlin", "Berlin", "The capital of Germany is"), _KIN)
+    found = advice(Concept("Berlin", "Berlin", "The capital of Germany is"))
     assert "1 prompt leads to it" in found[0]
-    assert "(Vienna, Munich, Paris, Hamburg)" in _about("no `contrast`:", found)[0]
+    assert _about("no `contrast`:", found)
     assert _about("validation.forward", found) and _about("validation.neighbour", found)
     assert _about("forward, reverse, neighbour", found)
-
-
-@pytest.mark.parametrize(
-    ("answers", "said"),
-    [
-        (("bamboo", "Au", "Armstrong", "Nile"), True),
-        (("bamboo", "Au", "Armstrong", "vienna"), False),
-        (("bamboo", "Au", "Armstrong", "Hamburg Altona"), False),
-    ],
-)
-def test_a_contrast_of_other_kinds_is_told_apart(answers, said):
-    card = Concept("Berlin", "Berlin", "p", contrast=tuple(Probe(f"{a} of", a) for a in answers))
-    assert bool(_about("of its own kind", advice(card, _KIN))) == said
-    assert not _about("of its own kind", advice(card))  # nothing is known of what is near
 
 
 def test_a_short_contrast_is_told():
     card = Concept(
         "Berlin", "Berlin", "p", contrast=(Probe("The capital of Austria is", "Vienna"),)
     )
-    assert _about("1 `contrast` prompt", advice(card, _KIN))
+    assert _about("1 `contrast` prompt", advice(card))
 
 
 def test_the_built_in_cards_lack_no_text():

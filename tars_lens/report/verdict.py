@@ -55,17 +55,13 @@ def misses(run: Run) -> list[tuple[str, str]]:
     report = run.report
     found = [] if proven(report) else [("", "The edit is not verified: see the proof below.")]
     names = [concept["name"] for concept in report["concepts"]]
-    for note in notes(report):
+    for note in (*notes(report), *hints(report)):
         text = note.removeprefix("! ")
         owner = next((name for name in names if text.startswith(f"{name}:")), "")
         found.append((key_of(owner), text))
     for concept in report["concepts"]:
         sentences = (*_probe_misses(concept["probes"]), *_depth_misses(run, concept["name"]))
         found += [(key_of(concept["name"]), f"{concept['name']}: {text}") for text in sentences]
-    for concept in report["concepts"]:
-        found += [
-            (key_of(concept["name"]), text) for text in hints({**report, "concepts": [concept]})
-        ]
     return found + [("", text) for text in _damage_misses(report["kl"])]
 
 
