@@ -39,14 +39,16 @@ def forward_readers(
     concept: Concept,
     prompts: Sequence[str],
     near_names: Sequence[str],
+    half: Sequence[Sequence[str]],
     neutral: Neutral,
     settings: Settings,
 ) -> dict[int, tuple[tuple[Discriminant, ...], tuple[Reach, ...]]]:
     """Readers at the layer where the concept first becomes readable, and at the last layer.
 
-    The first of each layer is made from the concept prompts; the second from copies of the answer
-    too. It reads descriptions unlike the card's (oxygen on Gemma-3-270M: 0.00 left on prompts it
-    has not seen, where the first leaves 0.03), and disturbs other text more.
+    The first of each layer is made from the concept prompts and from names half said; the second
+    from copies of the answer too. That reads descriptions unlike the card's (oxygen on
+    Gemma-3-270M: 0.00 left on prompts it has not seen, where the first leaves 0.03), and disturbs
+    other text more.
     """
     last = lens.n_layers - 1
     layers = sorted({_first_readable(lens, concept, prompts, settings), last})
@@ -55,14 +57,17 @@ def forward_readers(
     near = at_end(lens, [probe.prompt for probe in concept.contrast], points)
     copies = at_end(lens, [text.format(concept.answer) for text in COPIES], points)
     names = near_names[:_COPIED]
+    begun = at_end(lens, [text for form in half for text in form], points)
+    sizes = [len(form) for form in half]
     others = at_end(lens, [text.format(n) for n in names for text in COPIES[:3]], points)
 
     def readers(at: Point) -> tuple[tuple[Discriminant, ...], tuple[Reach, ...]]:
         plain, ridge = neutral.of(at.layer), settings.forward_ridge
         found, reach = [], []
+        leading = [own[at], *begun[at].split(sizes)]
         for forms, rest in (
-            ([own[at]], near[at]),
-            ([own[at], copies[at]], torch.cat([near[at], others[at]])),
+            (leading, near[at]),
+            ([*leading, copies[at]], torch.cat([near[at], others[at]])),
         ):
             found.append(discriminant(forms, rest, *plain, ridge=ridge))
             unseen = held_out_scores(own[at], rest, *plain, ridge=ridge)

@@ -10,6 +10,7 @@ from tars_lens.concept import Concept, Probe
 from tars_lens.discriminant import Discriminant
 from tars_lens.forms import first_tokens
 from tars_lens.forward_readers import Reach, forward_readers
+from tars_lens.half_said import half_said
 from tars_lens.leading import check_leads
 from tars_lens.lens import Lens
 from tars_lens.name_readers import Named, NameReader, main_names, name_readers
@@ -86,7 +87,8 @@ def study(
     )
     names = _near_names(lens, concept, nearest)
     reverse, named = name_readers(lens, concept, names, neutral, settings)
-    forward = forward_readers(lens, concept, prompts, names, neutral, settings)
+    half = half_said(lens, concept, tokens)
+    forward = forward_readers(lens, concept, prompts, names, half, neutral, settings)
     return Study(
         concept=concept,
         tokens=tokens,
