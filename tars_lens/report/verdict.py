@@ -7,11 +7,12 @@ from typing import Any, Literal
 from tars_lens.report.run import Run
 from tars_lens.report.summary import hints, notes
 
-_REVERSE = 0.2
+_REVERSE = 0.1
 _LANGUAGES = 0.05
 _NEIGHBOUR = 0.9
 _TAIL = 1.0
-_READABLE = 0.1
+_READABLE = 0.05
+_DAMAGE = {"median": 0.001, "mean": 0.005, "p99": 0.05}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def misses(run: Run) -> list[tuple[str, str]]:
     for concept in report["concepts"]:
         sentences = (*_probe_misses(concept["probes"]), *_depth_misses(run, concept["name"]))
         found += [(key_of(concept["name"]), f"{concept['name']}: {text}") for text in sentences]
-    return found + [("", text) for text in _damage_misses(report["kl"])]
+    found += [("", text) for text in _damage_misses(report["kl"])]
+    return found + [("", text) for text in _never_known(report["concepts"])]
 
 
 def _verdict(concept: dict[str, Any]) -> Verdict:
@@ -75,7 +77,7 @@ def _verdict(concept: dict[str, Any]) -> Verdict:
     whole = gone == forward["known"]
     word = "removed" if whole else "not fully removed"
     if whole and (reverse["kept"] or 0) > _REVERSE:
-        word = "the name is removed, what it leads to is not"
+        word = "the name is removed, not all that it leads to"
     elif whole and (probes["multilingual"]["kept"] or 0) > _LANGUAGES:
         word = "removed, but not in every language"
     parts = [
@@ -114,11 +116,8 @@ def _probe_misses(probes: dict[str, Any]) -> list[str]:
             f"in other languages {languages['kept']:.0%} is left"
             + (f"; worst: {languages['worst']}." if languages.get("worst") else ".")
         )
-    if languages["known"] < languages["n"]:
-        found.append(
-            f"{languages['n'] - languages['known']} of {languages['n']} probes in other languages "
-            "were never known, so they show nothing."
-        )
+    if neighbour["kept"] is not None and neighbour["kept"] < _NEIGHBOUR:
+        found.append(f"neighbours keep {neighbour['kept']:.0%} of their probability on average.")
     if neighbour["worst_kept"] is not None and neighbour["worst_kept"] < _NEIGHBOUR:
         found.append(
             f"the neighbour {neighbour.get('worst')} fell to {neighbour['worst_kept']:.0%} of its "
@@ -140,11 +139,32 @@ def _depth_misses(run: Run, name: str) -> list[str]:
 def _damage_misses(kl: dict[str, Any] | None) -> list[str]:
     if kl is None:
         return ["Damage on plain text was not measured."]
-    worst = kl["elsewhere"]["max"]
-    if worst is None or worst <= _TAIL:
+    damage, found = kl["elsewhere"], []
+    over = [
+        name for name, bar in _DAMAGE.items() if damage[name] is not None and damage[name] > bar
+    ]
+    if over:
+        figures = ", ".join(f"{name} {damage[name]:.4f} (bar {_DAMAGE[name]})" for name in over)
+        found.append(f"Where no removed concept is named, plain text pays: KL {figures}.")
+    if damage["max"] is not None and damage["max"] > _TAIL:
+        found.append(
+            f"The damage has a tail: where no removed concept is named, the worst of "
+            f"{damage['tokens']:,} predictions moved by {damage['max']:.1f} nats "
+            f"(the median by {damage['median']:.4f})."
+        )
+    return found
+
+
+def _never_known(concepts: list[dict[str, Any]]) -> list[str]:
+    counts = {c["name"]: c["probes"]["multilingual"] for c in concepts}
+    short = [
+        f"{name} {languages['n'] - languages['known']} of {languages['n']}"
+        for name, languages in counts.items()
+        if languages["known"] < languages["n"]
+    ]
+    if not short:
         return []
     return [
-        f"The damage has a tail: where no removed concept is named, the worst of "
-        f"{kl['elsewhere']['tokens']:,} predictions moved by {worst:.1f} nats "
-        f"(the median by {kl['elsewhere']['median']:.4f})."
+        "Probes in other languages that the base model never knew show nothing: "
+        f"{', '.join(short)}."
     ]
