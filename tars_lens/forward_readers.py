@@ -45,10 +45,10 @@ def forward_readers(
 ) -> dict[int, tuple[tuple[Discriminant, ...], tuple[Reach, ...]]]:
     """Readers at the layer where the concept first becomes readable, and at the last layer.
 
-    The first of each layer is made from the concept prompts and from names half said; the second
-    from copies of the answer too. That reads descriptions unlike the card's (oxygen on
-    Gemma-3-270M: 0.00 left on prompts it has not seen, where the first leaves 0.03), and disturbs
-    other text more.
+    The first of each layer is made from the concept prompts, and from names half said that a
+    reader of the prompts alone would pass over; the second from copies of the answer too. That
+    reads descriptions unlike the card's (oxygen on Gemma-3-270M: 0.00 left on prompts it has not
+    seen, where the first leaves 0.03), and disturbs other text more.
     """
     last = lens.n_layers - 1
     layers = sorted({_first_readable(lens, concept, prompts, settings), last})
@@ -58,13 +58,17 @@ def forward_readers(
     copies = at_end(lens, [text.format(concept.answer) for text in COPIES], points)
     names = near_names[:_COPIED]
     begun = at_end(lens, [text for form in half for text in form], points)
-    sizes = [len(form) for form in half]
+    sizes, read = [len(form) for form in half], max(settings.forward_thresholds)
     others = at_end(lens, [text.format(n) for n in names for text in COPIES[:3]], points)
 
     def readers(at: Point) -> tuple[tuple[Discriminant, ...], tuple[Reach, ...]]:
         plain, ridge = neutral.of(at.layer), settings.forward_ridge
         found, reach = [], []
-        leading = [own[at], *begun[at].split(sizes)]
+        leading = [own[at]]
+        if half:
+            described = discriminant(leading, near[at], *plain, ridge=ridge)
+            started = begun[at].split(sizes)
+            leading += [form for form in started if described.score(form).mean() < read]
         for forms, rest in (
             (leading, near[at]),
             ([*leading, copies[at]], torch.cat([near[at], others[at]])),
