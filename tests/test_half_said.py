@@ -3,12 +3,19 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from tiny_concept import world
 
 from tars_lens.concept import Concept
+from tars_lens.corpus import load_corpus
 from tars_lens.forms import first_tokens
+from tars_lens.forward_readers import at_end, forward_readers
 from tars_lens.half_said import half_said
+from tars_lens.lens import Point
 from tars_lens.loading import load
+from tars_lens.neutral import Neutral
+from tars_lens.settings import Settings
+from tars_lens.windows import cut
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +37,26 @@ def test_a_name_is_half_said_where_the_model_says_the_rest(tiny):
     unlikely = next(w for w in ("w7", "w8", "w9") if w != rest)
     other = replace(card, answer=unlikely, names=(f"{word} {unlikely}",))
     assert f"The {word}" not in [t for own in half_said(tiny, other, [0]) for t in own]
+
+
+def test_half_said_names_join_the_readers_where_they_would_be_passed_over(tiny):
+    settings = Settings()
+    windows = cut(tiny, load_corpus(str(world().corpus)), reported_tokens=512)
+    neutral = Neutral.fit(tiny, windows.statistics, settings.layers(tiny.n_layers))
+    card = Concept.load(world().card)
+    prompts = card.concept_prompts
+    last = tiny.n_layers - 1
+
+    def first_reader(half):
+        found = forward_readers(tiny, card, prompts, (), half, neutral, settings)
+        return found[last][0][0]
+
+    without = first_reader([])
+    assert torch.equal(first_reader([prompts]).weight, without.weight)
+    strange = ("The w9",)
+    state = at_end(tiny, strange, [Point("mlp_in", last)])[Point("mlp_in", last)]
+    assert float(without.score(state)) < max(settings.forward_thresholds)
+    assert float(first_reader([strange]).score(state)) > float(without.score(state)) + 0.2
 
 
 def test_a_name_of_one_word_is_never_half_said(tiny):
