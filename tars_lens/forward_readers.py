@@ -58,7 +58,8 @@ def forward_readers(
     copies = at_end(lens, [text.format(concept.answer) for text in COPIES], points)
     names = near_names[:_COPIED]
     begun = at_end(lens, [text for form in half for text in form], points)
-    sizes, read = [len(form) for form in half], max(settings.forward_thresholds)
+    sizes = [len(form) for form in half]
+    read = max(settings.late_thresholds(lens.bounds_writes))
     others = at_end(lens, [text.format(n) for n in names for text in COPIES[:3]], points)
 
     def readers(at: Point) -> tuple[tuple[Discriminant, ...], tuple[Reach, ...]]:

@@ -100,10 +100,7 @@ class LateNeuron:
 
     def readings(self) -> list[Reading]:
         """What is tried, in order."""
-        settings = self.trials.settings
-        thresholds = settings.forward_thresholds
-        if self.lens.bounds_writes:
-            thresholds += settings.bounded_thresholds
+        thresholds = self.trials.settings.late_thresholds(self.lens.bounds_writes)
         return [Reading(r, threshold) for r in range(len(self.readers)) for threshold in thresholds]
 
     def edits(self, choice: Choice) -> Edits:

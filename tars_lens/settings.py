@@ -90,6 +90,10 @@ class Settings:
         first, last = (_layers((depth,), n_layers)[0] for depth in self.readable_depths)
         return tuple(range(first, min(last, max(n_layers - 2, 0)) + 1)) or (n_layers - 1,)
 
+    def late_thresholds(self, bounded: bool) -> tuple[float, ...]:
+        """The thresholds of a forward neuron, in order; more of them where a norm bounds it."""
+        return self.forward_thresholds + (self.bounded_thresholds if bounded else ())
+
     def reverse_layers(self, n_layers: int) -> tuple[int, ...]:
         """The layers where the reverse neuron may sit, earliest first."""
         return _layers(self.reverse_depths, n_layers)
