@@ -11,7 +11,7 @@ offline = HF_HUB_OFFLINE=1
 # the oldest supported TransformerLens, and the only supported line that has HookedTransformer
 TL3 = 3.9.0
 
-.PHONY: setup demo test test-tl3 bench bench-8b paper clean
+.PHONY: setup demo test test-tl3 bench bench-8b paper notebooks clean
 
 setup: .venv/.stamp
 
@@ -42,6 +42,10 @@ ANALYSES = edits_curve both_directions languages five_concepts propagation neuro
 paper: setup
 	for name in $(ANALYSES); do \
 		.venv/bin/python analyses/$$name.py --model $(MODEL) $(OPTIONS) || exit 1; done
+
+# runs them on SmolLM2-135M and keeps their outputs
+notebooks: setup
+	$(offline) .venv/bin/python notebooks/publish.py
 
 # 22 GB of disk for a while: random weights in the shape of Llama 3.1 8B
 bench-8b: setup
