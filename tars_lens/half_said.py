@@ -29,8 +29,8 @@ def half_said(lens: Lens, concept: Concept, tokens: Sequence[int]) -> list[tuple
         tokens: First tokens of its surface forms, which may be the rest as well.
 
     Returns:
-        For each such beginning the texts (of `FRAMES`) after which
-        the rest has p >= 0.05; none for a name of one word, or one that is spelt in bytes.
+        For each such beginning the texts (of `FRAMES`) after which the rest has p >= 0.05; none for
+        a name of one word, or one that is spelt in bytes.
     """
     split = dict.fromkeys(part for name in _written(concept) for part in _splits(name))
     parts = {part: ways for part in split if (ways := _ways(lens, part[1]))}

@@ -12,6 +12,7 @@ from patch_models import same, snapshot
 from tiny import WORDS
 from tiny_concept import save_wordy_checkpoint, world
 
+from tars_lens.bars import BARS
 from tars_lens.concept import Concept, substituted
 from tars_lens.corpus import load_corpus
 from tars_lens.errors import TarsError
@@ -26,7 +27,6 @@ from tars_lens.evaluation import (
     untouched,
 )
 from tars_lens.evaluation import controls as controls_of
-from tars_lens.evaluation.bars import BARS
 from tars_lens.evaluation.base import Base
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.controls import blocked

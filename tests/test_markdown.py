@@ -6,8 +6,8 @@ import json
 import pytest
 from commands import mistake
 
+from tars_lens.bars import BARS
 from tars_lens.errors import TarsError
-from tars_lens.evaluation.bars import BARS
 from tars_lens.evaluation.markdown import markdown, write_markdown
 from tars_lens.evaluation.registry import MEASURES
 

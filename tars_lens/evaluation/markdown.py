@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tars_lens.bars import BARS, Bar
 from tars_lens.errors import TarsError
-from tars_lens.evaluation.bars import BARS, Bar
 from tars_lens.evaluation.summary import figure_text
 from tars_lens.evaluation.verdict import PARTS
 from tars_lens.files import write_text

@@ -4,15 +4,17 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tars_lens.bars import BARS
 from tars_lens.report.run import Run
 from tars_lens.report.summary import hints, notes
 
-_REVERSE = 0.1
+_BARS = {".".join((bar.measure, *bar.path)): bar.value for bar in BARS}
+_REVERSE = _BARS["reverse.kept"]
+_NEIGHBOUR = _BARS["neighbour.kept"]
+_READABLE = _BARS["logit_lens.largest_p"]
+_DAMAGE = {name: _BARS[f"wikipedia.elsewhere.{name}"] for name in ("median", "mean", "p99")}
 _LANGUAGES = 0.05
-_NEIGHBOUR = 0.9
 _TAIL = 1.0
-_READABLE = 0.05
-_DAMAGE = {"median": 0.001, "mean": 0.005, "p99": 0.05}
 
 
 @dataclass(frozen=True)
