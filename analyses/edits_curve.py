@@ -35,7 +35,7 @@ def _curve(analysis: Analysis, concept: Concept) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     counts = sorted(set(analysis.options.counts))
     for count in counts[: analysis.few(len(counts), 2)]:
-        found = analysis.erasure([concept], edits=count, kl_tokens=analysis.few(5_120, 512))
+        found = analysis.erasure([concept], edits=count, kl_tokens=analysis.few(2_560, 512))
         probes = found.report["concepts"][0]["probes"]
         used = found.patches[0].n_rows
         if not rows:
