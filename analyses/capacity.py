@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _curve(analysis: Analysis, found: Erasure) -> None:
     """After each concept: the removed ones' probes, the others' forward ones, the KL."""
-    lens, windows = analysis.lens, analysis.windows(25_600)
+    lens, windows = analysis.lens, analysis.windows(5_120)
     cards = [replace(c, probes=replace(c.probes, multilingual=())) for c in analysis.concepts]
     bases = [base_frame(lens, card) for card in cards]
     rows = []

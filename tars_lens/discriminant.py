@@ -43,6 +43,11 @@ class Discriminant:
         shift = float(self.weight @ self.mean) + threshold
         return gain / (1 - threshold) * (self.weight - shift * self.bias)
 
+    @property
+    def score_row(self) -> Float[Tensor, " d_model"]:
+        """The read vector whose product with *y* is the score."""
+        return self.row(threshold=0.0, gain=1.0)
+
 
 def discriminant(
     concept: Sequence[Float[Tensor, "_ d_model"]],

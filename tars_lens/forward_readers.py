@@ -10,9 +10,11 @@ from torch import Tensor
 from tars_lens.concept import Concept
 from tars_lens.discriminant import Discriminant, discriminant, held_out_scores
 from tars_lens.forms import first_tokens
+from tars_lens.leaning import joined_by, leaning, lens_direction, near_zero, reads_leaning
 from tars_lens.lens import Lens, Point
 from tars_lens.neutral import Neutral
 from tars_lens.settings import Settings
+from tars_lens.unembedding import Unembedding
 
 _COPIED = 8
 _READABLE = 0.03
@@ -34,6 +36,20 @@ class Reach(NamedTuple):
     unseen: float
 
 
+class LateReaders(NamedTuple):
+    """What a late neuron of one layer may read.
+
+    Attributes:
+        description: Readers of the description, the preferred one first.
+        reach: How far each of them reaches.
+        leaning: How far the model leans to the concept there, where that is read as well.
+    """
+
+    description: tuple[Discriminant, ...]
+    reach: tuple[Reach, ...]
+    leaning: Discriminant | None
+
+
 def forward_readers(
     lens: Lens,
     concept: Concept,
@@ -41,8 +57,9 @@ def forward_readers(
     near_names: Sequence[str],
     half: Sequence[Sequence[str]],
     neutral: Neutral,
+    unembedding: Unembedding,
     settings: Settings,
-) -> dict[int, tuple[tuple[Discriminant, ...], tuple[Reach, ...]]]:
+) -> dict[int, LateReaders]:
     """Readers at the layer where the concept first becomes readable, and at the last layer.
 
     The first of each layer is made from the concept prompts, and from names half said that a
@@ -61,8 +78,11 @@ def forward_readers(
     sizes = [len(form) for form in half]
     read = max(settings.late_thresholds(lens.bounds_writes))
     others = at_end(lens, [text.format(n) for n in names for text in COPIES[:3]], points)
+    towards = None
+    if reads_leaning(lens):
+        towards = lens_direction(lens, unembedding, prompts, first_tokens(lens, concept))
 
-    def readers(at: Point) -> tuple[tuple[Discriminant, ...], tuple[Reach, ...]]:
+    def readers(at: Point) -> LateReaders:
         plain, ridge = neutral.of(at.layer), settings.forward_ridge
         found, reach = [], []
         leading = [own[at]]
@@ -77,7 +97,14 @@ def forward_readers(
             found.append(discriminant(forms, rest, *plain, ridge=ridge))
             unseen = held_out_scores(own[at], rest, *plain, ridge=ridge)
             reach.append(Reach(float(found[-1].score(own[at]).min()), float(unseen.min())))
-        return tuple(found), tuple(reach)
+        leans = None
+        if towards is not None:
+            zero = near_zero(near[at], plain[0])
+            leans = leaning(lens, at.layer, towards, own[at], zero, found[0].bias)
+            if unlike := leading[1:]:
+                begins = discriminant(unlike, near[at], *plain, ridge=ridge)
+                leans = joined_by(leans, begins, torch.cat(unlike))
+        return LateReaders(tuple(found), tuple(reach), leans)
 
     return {at.layer: readers(at) for at in points}
 

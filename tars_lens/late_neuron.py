@@ -13,7 +13,7 @@ from tars_lens.host import idle_neuron
 from tars_lens.lens import Lens
 from tars_lens.neuron import capped_rows, reading_rows, write_scale, writing_row
 from tars_lens.neutral import Neutral
-from tars_lens.strengths import LARGEST, STRENGTHS, smallest_strength
+from tars_lens.strengths import LARGEST, LARGEST_BY_BOTH, STRENGTHS, smallest_strength
 from tars_lens.study import Study
 from tars_lens.trials import Trials
 from tars_lens.weights import Edits
@@ -46,6 +46,7 @@ class LateNeuron:
         neurons: Its host, and that of the neuron that caps it, if any.
         readers: Of the description, the preferred one first.
         reach: How far each of them reaches.
+        leaning: What its gate reads beside the description, if anything.
         target: What is written against, unit norm.
         natural: The layer's natural size of a write.
     """
@@ -56,6 +57,7 @@ class LateNeuron:
     neurons: tuple[int, ...]
     readers: tuple[Discriminant, ...]
     reach: tuple[Reach, ...]
+    leaning: Discriminant | None
     target: Float[Tensor, " d_model"]
     natural: float
     _left: dict[tuple[Reading, float], float] = field(default_factory=dict)
@@ -78,9 +80,9 @@ class LateNeuron:
         if capped:
             used = {*taken, (layer, neurons[0])}
             neurons += (idle_neuron(lens, neutral, layer, used),)
-        readers, reach = study.forward[layer], study.reach[layer]
+        read = study.forward[layer], study.reach[layer], study.leaning.get(layer)
         natural = write_scale(lens, layer, neutral)
-        return cls(lens, trials, layer, neurons, readers, reach, study.write_target, natural)
+        return cls(lens, trials, layer, neurons, *read, study.write_target, natural)
 
     @property
     def is_last(self) -> bool:
@@ -96,7 +98,9 @@ class LateNeuron:
     @property
     def largest(self) -> float:
         """The largest write that is tried, in natural sizes."""
-        return STRENGTHS[-1] if self.lens.bounds_writes else LARGEST
+        if self.lens.bounds_writes:
+            return STRENGTHS[-1]
+        return LARGEST if self.leaning is None else LARGEST_BY_BOTH
 
     def readings(self) -> list[Reading]:
         """What is tried, in order."""
@@ -120,7 +124,7 @@ class LateNeuron:
         reading, safety = choice.reading, self.trials.settings.safety
         found = self._found[reading] if reading in self._found else self._smallest(reading)
         if self.is_last:
-            safety *= _for_unseen(self.reach[reading.reader], reading.threshold, self._cap)
+            safety *= self._for_unseen(reading)
         return choice.share * min(safety * found, self.largest)
 
     @property
@@ -153,7 +157,9 @@ class LateNeuron:
 
     def _rows(self, reading: Reading, strength: float) -> Edits:
         reader, size = self.readers[reading.reader], strength * self.natural
-        place, threshold = (self.lens, self.layer), reading.threshold
+        place, threshold, beside = (self.lens, self.layer), reading.threshold, None
+        if self.leaning is not None:
+            reader, beside = self.leaning, reader
         if len(self.neurons) > 1:
             first, second = self.neurons
             return capped_rows(
@@ -161,13 +167,17 @@ class LateNeuron:
                 threshold=threshold,
                 cap=self._cap,
                 size=size,
+                beside=beside,
             )
         (first,) = self.neurons
-        read = reading_rows(*place, first, reader, threshold=threshold, unit="linear")
-        return {**read, **writing_row(*place, first, self.target, size=size, unit="linear")}
+        place = (*place, first)
+        read = reading_rows(*place, reader, threshold=threshold, unit="linear", beside=beside)
+        return {**read, **writing_row(*place, self.target, size=size, unit="linear")}
 
-
-def _for_unseen(reach: Reach, threshold: float, cap: float) -> float:
-    """How many times as much the write must be at the least score of a held-out prompt."""
-    seen, unseen = (max(min(score, cap) - threshold, 1e-6) for score in reach)
-    return min(_UNSEEN, max(1.0, seen / unseen))
+    def _for_unseen(self, reading: Reading) -> float:
+        """How many times as much the write must be at the least score of a held-out prompt."""
+        reach = self.reach[reading.reader]
+        if self.leaning is None:
+            reach = Reach(*(min(score, self._cap) - reading.threshold for score in reach))
+        seen, unseen = (max(score, 1e-6) for score in reach)
+        return min(_UNSEEN, max(1.0, seen / unseen))

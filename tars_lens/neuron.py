@@ -38,16 +38,19 @@ def reading_rows(
     threshold: float,
     unit: Unit,
     gain: float = GAIN,
+    beside: Discriminant | None = None,
 ) -> Edits:
     """The `gate` and `in` rows that make a neuron silent below the threshold and loud at score 1.
 
     A gated MLP reads through both; without a gate the `in` row reads alone, and the neuron's own
-    bias, which stays, is taken out of it.
+    bias, which stays, is taken out of it. With `beside`, a second reader, the activation of a
+    `linear` unit is the product of both scores: the neuron speaks where both are high.
     """
     row = reader.row(threshold=threshold, gain=gain)
     read: dict[Role, Tensor] = {"in": row}
     if lens.gated:
-        read = {"gate": row, "in": row if unit == "squared" else reader.bias}
+        linear = reader.bias if beside is None else beside.score_row
+        read = {"gate": row, "in": row if unit == "squared" else linear}
     return {
         (layer, role): one_row(
             lens, neuron, without_bias(lens, layer, role, neuron, values, reader)
@@ -66,13 +69,15 @@ def capped_rows(
     threshold: float,
     cap: float,
     size: float,
+    beside: Discriminant | None = None,
 ) -> Edits:
     """Two neurons that write `-size * direction` at every score above the cap.
 
     The first is silent below the threshold and grows from there on, as one neuron would; the
     second begins at the cap with the same slope and writes the opposite. A prompt with a high
     score then gets no more than is needed: a write many times as large would swell the residual
-    stream, and the final norm would flatten everything else that is said.
+    stream, and the final norm would flatten everything else that is said. With `beside` both
+    write in proportion to its score.
     """
     first, second = neurons
     slope = (cap - threshold) / (1 - threshold)
@@ -81,9 +86,13 @@ def capped_rows(
     place = (lens, layer)
     return joined(
         [
-            reading_rows(*place, first, reader, threshold=threshold, unit="linear"),
+            reading_rows(
+                *(*place, first, reader), threshold=threshold, unit="linear", beside=beside
+            ),
             writing_row(*place, first, direction, size=at_one, unit="linear"),
-            reading_rows(*place, second, reader, threshold=cap, unit="linear", gain=gain),
+            reading_rows(
+                *(*place, second, reader), threshold=cap, unit="linear", gain=gain, beside=beside
+            ),
             writing_row(*place, second, -direction, size=at_one, unit="linear"),
         ]
     )

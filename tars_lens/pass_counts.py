@@ -93,7 +93,7 @@ def bisection_steps(*, post_norm: bool = False, again: bool = False) -> int:
         post_norm: Whether larger writes are tried.
         again: Whether another reading was measured before, whose strength is begun with.
     """
-    largest = strengths.STRENGTHS[-1] if post_norm else strengths.LARGEST
+    largest = strengths.STRENGTHS[-1] if post_norm else strengths.LARGEST_BY_BOTH
     count = sum(strength <= largest for strength in strengths.STRENGTHS)
     if again:
         return 1 + 2 * ceil(log2(count))  # steps that double, then halves

@@ -12,6 +12,9 @@ A larger one swells the stream, and the final norm then scales every other logit
 at twice the norm (SmolLM2-135M) left "Methane consists of carbon and" with a 250th of its hydrogen.
 """
 
+LARGEST_BY_BOTH = 0.5
+"""The same where the write is in proportion to how well the description fits: few get all of it."""
+
 
 def smallest_strength(
     left: Callable[[float], float],

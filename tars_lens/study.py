@@ -41,6 +41,7 @@ class Study:
         forward: Readers of the description at each forward layer, the preferred one first.
         reach: For each of them the least score at a concept prompt: of those that it is made from,
             and of one that is held out.
+        leaning: At the layers where it is read as well, how far the model leans to the concept.
         reverse: Readers of the name at each layer where it may be stopped, earliest first.
         named: What reads it further on.
         main_names: The names that are the card's name or answer: those that texts in the
@@ -56,6 +57,7 @@ class Study:
     write_target: Float[Tensor, " d_model"]
     forward: dict[int, tuple[Discriminant, ...]]
     reach: dict[int, tuple[Reach, ...]]
+    leaning: dict[int, Discriminant]
     reverse: dict[int, NameReader]
     named: Named
     main_names: tuple[str, ...]
@@ -88,7 +90,7 @@ def study(
     names = _near_names(lens, concept, nearest)
     reverse, named = name_readers(lens, concept, names, neutral, settings)
     half = half_said(lens, concept, tokens)
-    forward = forward_readers(lens, concept, prompts, names, half, neutral, settings)
+    forward = forward_readers(lens, concept, prompts, names, half, neutral, unembedding, settings)
     return Study(
         concept=concept,
         tokens=tokens,
@@ -100,8 +102,9 @@ def study(
             ridge=settings.write_ridge,
             neighbour_weight=settings.neighbour_weight,
         ),
-        forward={layer: readers for layer, (readers, _) in forward.items()},
-        reach={layer: reach for layer, (_, reach) in forward.items()},
+        forward={layer: late.description for layer, late in forward.items()},
+        reach={layer: late.reach for layer, late in forward.items()},
+        leaning={layer: at.leaning for layer, at in forward.items() if at.leaning is not None},
         reverse=reverse,
         named=named,
         main_names=main_names(concept),

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from tars_lens.lens import Batch, Lens, Point
@@ -16,7 +16,8 @@ _ENOUGH = 0.99
 _MOST = 0.9
 _LEAST = 1e-2
 _LOGITS = 1 << 23
-_SLICE = 16
+ROWS_IN_CACHE = 16
+"""Rows of logits that are reduced at a time, so that they stay in the processor's caches."""
 
 
 @dataclass(frozen=True)
@@ -193,14 +194,20 @@ def kl_divergence(
     enough for the processor's caches it is a third (SmolLM2).
     """
     found = []
-    for few_old, few_new in zip(old.split(_SLICE), new.split(_SLICE), strict=True):
-        before = few_old.float().log_softmax(dim=-1)
-        after = few_new.float().log_softmax(dim=-1)
-        left_out = before.isneginf()
-        torch.sub(before, after, out=after)
-        terms = after.mul_(before.exp_()).masked_fill_(left_out, 0)
-        found.append(terms.sum(dim=-1).clamp_min(0))
+    for few_old, few_new in zip(old.split(ROWS_IN_CACHE), new.split(ROWS_IN_CACHE), strict=True):
+        before, after = (few.float().log_softmax(dim=-1) for few in (few_old, few_new))
+        found.append(kl_of_log_probabilities(before, after))
     return torch.cat(found)
+
+
+def kl_of_log_probabilities(
+    before: Float32[Tensor, "rows d_vocab"], after: Float32[Tensor, "rows d_vocab"]
+) -> Float32[Tensor, " rows"]:
+    """`KL(before || after)` of each row, in place: both are lost."""
+    left_out = before.isneginf()
+    torch.sub(before, after, out=after)
+    terms = after.mul_(before.exp_()).masked_fill_(left_out, 0)
+    return terms.sum(dim=-1).clamp_min(0)
 
 
 def _mass(logits: Float[Tensor, "rows d_vocab"], tokens: Sequence[int]) -> Float[Tensor, " rows"]:

@@ -15,6 +15,7 @@ from tars_lens.lens import Point
 from tars_lens.loading import load
 from tars_lens.neutral import Neutral
 from tars_lens.settings import Settings
+from tars_lens.unembedding import Unembedding
 from tars_lens.windows import cut
 
 
@@ -45,18 +46,22 @@ def test_half_said_names_join_the_readers_where_they_would_be_passed_over(tiny):
     neutral = Neutral.fit(tiny, windows.statistics, settings.layers(tiny.n_layers))
     card = Concept.load(world().card)
     prompts = card.concept_prompts
-    last = tiny.n_layers - 1
+    last, unembedding = tiny.n_layers - 1, Unembedding.fit(tiny)
 
-    def first_reader(half):
-        found = forward_readers(tiny, card, prompts, (), half, neutral, settings)
-        return found[last][0][0]
+    def late(half):
+        read = forward_readers(tiny, card, prompts, (), half, neutral, unembedding, settings)
+        return read[last]
 
-    without = first_reader([])
-    assert torch.equal(first_reader([prompts]).weight, without.weight)
+    plain = late([])
+    without = plain.description[0]
+    assert torch.equal(late([prompts]).description[0].weight, without.weight)
     strange = ("The w9",)
     state = at_end(tiny, strange, [Point("mlp_in", last)])[Point("mlp_in", last)]
     assert float(without.score(state)) < max(settings.forward_thresholds)
-    assert float(first_reader([strange]).score(state)) > float(without.score(state)) + 0.2
+    joined = late([strange])
+    assert float(joined.description[0].score(state)) > float(without.score(state)) + 0.2
+    assert float(joined.leaning.score(state)) > float(plain.leaning.score(state))
+    assert float(joined.leaning.score(state)) >= 0.99
 
 
 def test_a_name_of_one_word_is_never_half_said(tiny):

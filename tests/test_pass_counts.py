@@ -15,7 +15,7 @@ from tars_lens.neutral import Neutral
 from tars_lens.pass_counts import bisection_steps, kl_passes, passes
 from tars_lens.pass_material import Material
 from tars_lens.settings import Settings
-from tars_lens.strengths import LARGEST, STRENGTHS, smallest_strength
+from tars_lens.strengths import LARGEST_BY_BOTH, STRENGTHS, smallest_strength
 from tars_lens.windows import WIDTH, cut
 
 _NEAR = ("w0", "w8")
@@ -116,11 +116,13 @@ def test_a_reading_is_measured_so_often_at_most(post_norm, enough):
         tried.append(strength)
         return 0.0 if strength >= enough > 0 else 1.0
 
-    smallest_strength(left, 0.5, largest=STRENGTHS[-1] if post_norm else LARGEST)
+    smallest_strength(left, 0.5, largest=STRENGTHS[-1] if post_norm else LARGEST_BY_BOTH)
     assert len(tried) <= bisection_steps(post_norm=post_norm) <= len(tried) + 2
-    for like in STRENGTHS if post_norm else [s for s in STRENGTHS if s <= LARGEST]:
+    for like in STRENGTHS if post_norm else [s for s in STRENGTHS if s <= LARGEST_BY_BOTH]:
         tried.clear()
-        smallest_strength(left, 0.5, largest=STRENGTHS[-1] if post_norm else LARGEST, like=like)
+        smallest_strength(
+            left, 0.5, largest=STRENGTHS[-1] if post_norm else LARGEST_BY_BOTH, like=like
+        )
         assert len(set(tried)) <= bisection_steps(post_norm=post_norm, again=True)
 
 

@@ -17,7 +17,7 @@ from tars_lens.name_readers import BARE_FRAMES, FRAMES, NameTexts, main_names, n
 from tars_lens.neutral import Neutral
 from tars_lens.recipe import forward_part, reverse_part
 from tars_lens.settings import Settings
-from tars_lens.strengths import LARGEST
+from tars_lens.strengths import LARGEST_BY_BOTH
 from tars_lens.study import study
 from tars_lens.trials import Trials
 from tars_lens.unembedding import Unembedding
@@ -83,7 +83,7 @@ def test_a_forward_part_is_bounded_by_the_stream_and_its_cap_takes_a_second_host
         assert trials.left(part.edits) < before
         assert "over_budget" not in part.chosen
         natural = float(neutral.residual_norm[last])
-        assert part.chosen["strength"] <= LARGEST * natural * 1.001
+        assert part.chosen["strength"] <= LARGEST_BY_BOTH * natural * 1.001
 
 
 def test_budgets_that_cannot_be_kept_are_told(place):

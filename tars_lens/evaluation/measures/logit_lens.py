@@ -60,11 +60,12 @@ def _frame(context: Context, concept: Concept) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     lens = context.lens
     batch, tokens = lens.prompts(texts), first_tokens(lens, concept)
+    real = torch.arange(batch.ids.shape[1], device=lens.device)[None] <= batch.last[:, None]
     before = context.base.once(f"streams {concept.name}", lambda: streams(lens, batch))
+    read = context.base.once(f"lens {concept.name}", lambda: _read(lens, before, real, tokens))
     with context.edited() as edited:
         after = streams(edited, batch)
-    real = torch.arange(batch.ids.shape[1], device=lens.device)[None] <= batch.last[:, None]
-    pairs = {"before": _read(lens, before, real, tokens), "after": _read(lens, after, real, tokens)}
+    pairs = {"before": read, "after": _read(lens, after, real, tokens)}
     rows = [
         {
             "concept": concept.name,
@@ -87,10 +88,12 @@ def _read(
     tokens: list[int],
 ) -> tuple[Tensor, Tensor]:
     """Probability and rank by layer, prompt and position; padding says nothing."""
-    found = read_tokens(lens, stream.flatten(0, 2), tokens)
-    shape = stream.shape[:3]
-    p, rank = found.probability.reshape(shape), found.rank.reshape(shape)
-    return p.masked_fill(~real, 0), rank.masked_fill(~real, lens.d_vocab)
+    found = read_tokens(lens, stream[:, real].flatten(0, 1), tokens)
+    p = torch.zeros(stream.shape[:3], device=stream.device)
+    rank = torch.full(stream.shape[:3], lens.d_vocab, device=stream.device)
+    p[:, real] = found.probability.reshape(len(stream), -1)
+    rank[:, real] = found.rank.reshape(len(stream), -1)
+    return p, rank
 
 
 def _largest(values: pd.Series) -> float | None:

@@ -15,7 +15,7 @@ from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.measure import Measure, Result
 from tars_lens.lens import Lens
 from tars_lens.measure.kl import five
-from tars_lens.trial import kl_divergence, rows_at_once
+from tars_lens.trial import ROWS_IN_CACHE, kl_of_log_probabilities, rows_at_once
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,25 @@ def _row(
     base_logits: Float[Tensor, "pos d_vocab"],
     stream: Float[Tensor, "pos d_model"],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    logits = _slices(lens, stream)
-    kl = kl_divergence(base_logits, logits)
-    agree = base_logits.argmax(dim=-1) == logits.argmax(dim=-1)
-    losses = [
-        torch.nn.functional.cross_entropy(given[:-1], ids[1:], reduction="none")
-        for given in (base_logits, logits)
+    logits, follow = _slices(lens, stream), ids.roll(-1)
+    parts = [
+        _compared(*few)
+        for few in zip(
+            *(t.split(ROWS_IN_CACHE) for t in (base_logits, logits, follow)), strict=True
+        )
     ]
-    return kl, losses[0], losses[1], agree
+    kl, before, after, agree = (torch.cat(part) for part in zip(*parts, strict=True))
+    return kl, before[:-1], after[:-1], agree
+
+
+def _compared(
+    old: Float[Tensor, "rows d_vocab"], new: Float[Tensor, "rows d_vocab"], follow: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """KL, both losses on the tokens that follow, and agreement; each softmax is made once."""
+    agree = old.argmax(dim=-1) == new.argmax(dim=-1)
+    before, after = (logits.float().log_softmax(dim=-1) for logits in (old, new))
+    losses = [-each.gather(1, follow[:, None])[:, 0] for each in (before, after)]
+    return kl_of_log_probabilities(before, after), losses[0], losses[1], agree
 
 
 def _figures(paired: Paired) -> dict[str, Any]:
