@@ -10,7 +10,7 @@ from torch import Tensor
 from tars_lens.concept import Concept
 from tars_lens.discriminant import Discriminant, discriminant, held_out_scores
 from tars_lens.forms import first_tokens
-from tars_lens.leaning import joined_by, leaning, lens_direction, near_zero, reads_leaning
+from tars_lens.leaning import joined_by, leaning, lens_direction, near_zero, reaching, reads_leaning
 from tars_lens.lens import Lens, Point
 from tars_lens.neutral import Neutral
 from tars_lens.settings import Settings
@@ -101,6 +101,8 @@ def forward_readers(
         if towards is not None:
             zero = near_zero(near[at], plain[0])
             leans = leaning(lens, at.layer, towards, own[at], zero, found[0].bias)
+            if at.layer == last:  # which no other neuron comes after
+                leans = reaching(leans, own[at], settings.forward_cap)
             if unlike := leading[1:]:
                 begins = discriminant(unlike, near[at], *plain, ridge=ridge)
                 leans = joined_by(leans, begins, torch.cat(unlike))

@@ -170,9 +170,9 @@ class LateNeuron:
                 beside=beside,
             )
         (first,) = self.neurons
-        place = (*place, first)
-        read = reading_rows(*place, reader, threshold=threshold, unit="linear", beside=beside)
-        return {**read, **writing_row(*place, self.target, size=size, unit="linear")}
+        host = (*place, first)
+        read = reading_rows(*host, reader, threshold=threshold, unit="linear", beside=beside)
+        return {**read, **writing_row(*host, self.target, size=size, unit="linear")}
 
     def _for_unseen(self, reading: Reading) -> float:
         """How many times as much the write must be at the least score of a held-out prompt."""

@@ -73,6 +73,18 @@ def leaning(
     return Discriminant(weight / ((own.float().mean(dim=0) - zero) @ weight), zero, bias)
 
 
+def reaching(
+    leans: Discriminant, own: Float[Tensor, "prompts d_model"], least: float
+) -> Discriminant:
+    """The leaning with its zero so far down that every prompt of the concept scores `least`.
+
+    Where something else is likelier than the concept, the model leans to it hardly more than at
+    near prompts, and says it with p = 0.1 nevertheless.
+    """
+    missing = max(0.0, least - float(leans.score(own).min()))
+    return _with_zero_at(leans.weight, leans.weight @ leans.mean - missing, leans.bias)
+
+
 def joined_by(
     leans: Discriminant, other: Discriminant, where: Float[Tensor, "examples d_model"]
 ) -> Discriminant:
@@ -83,7 +95,14 @@ def joined_by(
     missing = max(0.0, 1 - float(leans.score(where).mean()))
     weight = leans.weight + missing * other.weight
     shift = leans.weight @ leans.mean + missing * (other.weight @ other.mean)
-    return Discriminant(weight, shift * weight / weight.square().sum(), leans.bias)
+    return _with_zero_at(weight, shift, leans.bias)
+
+
+def _with_zero_at(
+    weight: Float[Tensor, " d_model"], product: Float[Tensor, ""], bias: Float[Tensor, " d_model"]
+) -> Discriminant:
+    """A reader that scores 0 where `weight . y` is the product."""
+    return Discriminant(weight, product * weight / weight.square().sum(), bias)
 
 
 def near_zero(

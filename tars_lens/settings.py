@@ -36,7 +36,8 @@ class Settings:
         forward_thresholds: Scores below which the forward neuron is silent, tried in order.
         bounded_thresholds: Tried beside these where a norm bounds what an MLP writes: the write is
             then nearly whole at any score above the threshold.
-        forward_cap: Score from which on the forward write grows no more.
+        forward_cap: Score from which on the forward write grows no more, and which each of the
+            concept's prompts has at least where the last forward neuron reads the leaning.
         reverse_thresholds: The same of the reverse neurons.
         goal: The concept's probability that is low enough at a prompt it is chosen on.
         lens_goal: The same where the logit lens reads it before the last layer.

@@ -5,7 +5,14 @@ import torch
 from tiny import ARCHITECTURES, tiny_lens
 
 from tars_lens.discriminant import Discriminant, discriminant
-from tars_lens.leaning import joined_by, leaning, lens_direction, near_zero, reads_leaning
+from tars_lens.leaning import (
+    joined_by,
+    leaning,
+    lens_direction,
+    near_zero,
+    reaching,
+    reads_leaning,
+)
 from tars_lens.lens import Lens, Point
 from tars_lens.neuron import GAIN, reading_rows
 from tars_lens.unembedding import Unembedding
@@ -80,6 +87,19 @@ def test_a_neuron_that_reads_two_things_speaks_where_both_are_there():
     torch.testing.assert_close(activation.flatten(), silu * beside, rtol=1e-3, atol=1e-2)
     both, one = activation[2:4, -1].mean(), activation[:2, -1].abs().mean()
     assert both > 2 * one
+
+
+def test_every_prompt_of_the_concept_is_reached():
+    generator = torch.Generator().manual_seed(0)
+    weight, zero = (torch.randn(16, generator=generator) for _ in range(2))
+    own = torch.randn(5, 16, generator=generator)
+    leans = Discriminant(weight, zero, torch.ones(16))
+    reached = reaching(leans, own, 0.5)
+    lifted = 0.5 - leans.score(own).min()
+    assert lifted > 0
+    torch.testing.assert_close(reached.score(own), leans.score(own) + lifted, rtol=1e-4, atol=1e-4)
+    again = reaching(reached, own, 0.25)
+    torch.testing.assert_close(again.score(own), reached.score(own), rtol=1e-4, atol=1e-4)
 
 
 def test_what_the_leaning_passes_over_is_read_with_it():
