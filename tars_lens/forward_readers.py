@@ -10,11 +10,10 @@ from torch import Tensor
 from tars_lens.concept import Concept
 from tars_lens.discriminant import Discriminant, discriminant, held_out_scores
 from tars_lens.forms import first_tokens
-from tars_lens.leaning import joined_by, leaning, lens_direction, near_zero, reaching, reads_leaning
+from tars_lens.leaning import joined_by, leaning, near_zero, reaching
 from tars_lens.lens import Lens, Point
 from tars_lens.neutral import Neutral
 from tars_lens.settings import Settings
-from tars_lens.unembedding import Unembedding
 
 _COPIED = 8
 _READABLE = 0.03
@@ -56,8 +55,8 @@ def forward_readers(
     prompts: Sequence[str],
     near_names: Sequence[str],
     half: Sequence[Sequence[str]],
+    towards: Float[Tensor, " d_model"] | None,
     neutral: Neutral,
-    unembedding: Unembedding,
     settings: Settings,
 ) -> dict[int, LateReaders]:
     """Readers at the layer where the concept first becomes readable, and at the last layer.
@@ -78,9 +77,6 @@ def forward_readers(
     sizes = [len(form) for form in half]
     read = max(settings.late_thresholds(lens.bounds_writes))
     others = at_end(lens, [text.format(n) for n in names for text in COPIES[:3]], points)
-    towards = None
-    if reads_leaning(lens):
-        towards = lens_direction(lens, unembedding, prompts, first_tokens(lens, concept))
 
     def readers(at: Point) -> LateReaders:
         plain, ridge = neutral.of(at.layer), settings.forward_ridge

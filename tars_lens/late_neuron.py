@@ -22,10 +22,14 @@ _UNSEEN = 2.0
 
 
 class Reading(NamedTuple):
-    """Which of a layer's readers a neuron reads with, and below which score it is silent."""
+    """Which of a layer's readers a neuron reads with, and below which score it is silent.
+
+    Its gate reads the leaning beside the description, or the description alone.
+    """
 
     reader: int
     threshold: float
+    leaning: bool = False
 
 
 class Choice(NamedTuple):
@@ -46,7 +50,7 @@ class LateNeuron:
         neurons: Its host, and that of the neuron that caps it, if any.
         readers: Of the description, the preferred one first.
         reach: How far each of them reaches.
-        leaning: What its gate reads beside the description, if anything.
+        leaning: What its gate may read beside the description, if anything.
         target: What is written against, unit norm.
         natural: The layer's natural size of a write.
     """
@@ -95,17 +99,21 @@ class LateNeuron:
         settings = self.trials.settings
         return settings.goal if self.is_last else settings.lens_goal
 
-    @property
-    def largest(self) -> float:
+    def largest(self, reading: Reading) -> float:
         """The largest write that is tried, in natural sizes."""
         if self.lens.bounds_writes:
             return STRENGTHS[-1]
-        return LARGEST if self.leaning is None else LARGEST_BY_BOTH
+        return LARGEST_BY_BOTH if reading.leaning else LARGEST
 
     def readings(self) -> list[Reading]:
-        """What is tried, in order."""
+        """What is tried, in order: by the leaning too, where that is read, then without it."""
         thresholds = self.trials.settings.late_thresholds(self.lens.bounds_writes)
-        return [Reading(r, threshold) for r in range(len(self.readers)) for threshold in thresholds]
+        return [
+            Reading(reader, threshold, leaning)
+            for leaning in ((False,) if self.leaning is None else (True, False))
+            for reader in range(len(self.readers))
+            for threshold in thresholds
+        ]
 
     def edits(self, choice: Choice) -> Edits:
         """Its rows."""
@@ -125,7 +133,7 @@ class LateNeuron:
         found = self._found[reading] if reading in self._found else self._smallest(reading)
         if self.is_last:
             safety *= self._for_unseen(reading)
-        return choice.share * min(safety * found, self.largest)
+        return choice.share * min(safety * found, self.largest(reading))
 
     @property
     def _cap(self) -> float:
@@ -137,12 +145,13 @@ class LateNeuron:
 
         Of another reader with the same threshold, else of the last one.
         """
-        alike = [s for other, s in self._found.items() if other.threshold == reading.threshold]
-        like = next(reversed([*self._found.values(), *alike]), None)
+        found = {r: s for r, s in self._found.items() if r.leaning == reading.leaning}
+        alike = [s for other, s in found.items() if other.threshold == reading.threshold]
+        like = next(reversed([*found.values(), *alike]), None)
         self._found[reading] = smallest_strength(
             lambda strength: self._measured(reading, strength),
             self.goal,
-            largest=self.largest,
+            largest=self.largest(reading),
             like=like,
         )
         return self._found[reading]
@@ -158,7 +167,7 @@ class LateNeuron:
     def _rows(self, reading: Reading, strength: float) -> Edits:
         reader, size = self.readers[reading.reader], strength * self.natural
         place, threshold, beside = (self.lens, self.layer), reading.threshold, None
-        if self.leaning is not None:
+        if reading.leaning and self.leaning is not None:
             reader, beside = self.leaning, reader
         if len(self.neurons) > 1:
             first, second = self.neurons
@@ -177,7 +186,7 @@ class LateNeuron:
     def _for_unseen(self, reading: Reading) -> float:
         """How many times as much the write must be at the least score of a held-out prompt."""
         reach = self.reach[reading.reader]
-        if self.leaning is None:
+        if not reading.leaning:
             reach = Reach(*(min(score, self._cap) - reading.threshold for score in reach))
         seen, unseen = (max(score, 1e-6) for score in reach)
         return min(_UNSEEN, max(1.0, seen / unseen))

@@ -126,7 +126,8 @@ def _forward(
     measure = texts.forward * depths.share(layer)
     effects = _effects(depths, texts, layer, layer)
     more = len(settings.bounded_thresholds) if post_norm else 0
-    readings = _READERS * (len(settings.forward_thresholds) + more)
+    gates = 1 if post_norm else 2  # the leaning beside the description, or that alone
+    readings = gates * _READERS * (len(settings.forward_thresholds) + more)
     weaker = len(recipe._SHARES)
     others = (readings - 1) * bisection_steps(post_norm=post_norm, again=True)
     measures = bisection_steps(post_norm=post_norm) + others + readings + weaker + 1

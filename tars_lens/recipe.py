@@ -147,7 +147,7 @@ def forward_part(
     edits = neuron.edits(choice)
     chosen = {
         "reader": ("prompts", "copies")[choice.reading.reader],
-        "gated_by": "description" if neuron.leaning is None else "leaning",
+        "gated_by": "leaning" if choice.reading.leaning else "description",
         "threshold": choice.reading.threshold,
         "strength": neuron.strength(choice) * neuron.natural,
         "left_on_validation": trials.left(edits),

@@ -12,6 +12,7 @@ from tars_lens.forms import first_tokens
 from tars_lens.forward_readers import Reach, forward_readers
 from tars_lens.half_said import half_said
 from tars_lens.leading import check_leads
+from tars_lens.leaning import lens_direction, reads_leaning
 from tars_lens.lens import Lens
 from tars_lens.name_readers import Named, NameReader, main_names, name_readers
 from tars_lens.neutral import Neutral
@@ -82,7 +83,7 @@ def study(
     """
     tokens = tuple(first_tokens(lens, concept))
     check_leads(lens, concept, concept.concept_prompts, tokens)
-    prompts, predictions = _known_prompts(lens, concept.concept_prompts, tokens)
+    prompts, said, predictions = _known_prompts(lens, concept.concept_prompts, tokens)
     nearest = unembedding.nearest_words(tokens, max(_NEAREST_TOKENS, 4 * _NEAREST_NAMES))
     neighbours = _neighbour_tokens(
         lens, unembedding, tokens, nearest[:_NEAREST_TOKENS], predictions, concept.contrast
@@ -90,7 +91,8 @@ def study(
     names = _near_names(lens, concept, nearest)
     reverse, named = name_readers(lens, concept, names, neutral, settings)
     half = half_said(lens, concept, tokens)
-    forward = forward_readers(lens, concept, prompts, names, half, neutral, unembedding, settings)
+    towards = lens_direction(unembedding, tokens, said) if reads_leaning(lens) else None
+    forward = forward_readers(lens, concept, prompts, names, half, towards, neutral, settings)
     return Study(
         concept=concept,
         tokens=tokens,
@@ -115,13 +117,14 @@ def study(
 
 def _known_prompts(
     lens: Lens, prompts: Sequence[str], tokens: Sequence[int]
-) -> tuple[tuple[str, ...], list[int]]:
-    """The prompts that lead to the concept, or the best one; and the top predictions of all."""
+) -> tuple[tuple[str, ...], Float[Tensor, " tokens"], list[int]]:
+    """The prompts that lead to the concept, or the best one; how they do; all top predictions."""
     probabilities = lens.next_logits(lens.prompts(prompts)).softmax(dim=-1)
-    mass = probabilities[:, list(tokens)].sum(dim=1)
-    known = [p for p, share in zip(prompts, mass.tolist(), strict=True) if share >= _KNOWN]
+    own = probabilities[:, list(tokens)]
+    mass = own.sum(dim=1).tolist()
+    rows = [i for i, share in enumerate(mass) if share >= _KNOWN] or [mass.index(max(mass))]
     top = probabilities.topk(_TOP_PREDICTIONS).indices.flatten().tolist()
-    return tuple(known) or (prompts[int(mass.argmax())],), top
+    return tuple(prompts[i] for i in rows), own[rows].mean(dim=0), top
 
 
 def _neighbour_tokens(

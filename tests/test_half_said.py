@@ -11,6 +11,7 @@ from tars_lens.corpus import load_corpus
 from tars_lens.forms import first_tokens
 from tars_lens.forward_readers import at_end, forward_readers
 from tars_lens.half_said import half_said
+from tars_lens.leaning import lens_direction
 from tars_lens.lens import Point
 from tars_lens.loading import load
 from tars_lens.neutral import Neutral
@@ -46,10 +47,11 @@ def test_half_said_names_join_the_readers_where_they_would_be_passed_over(tiny):
     neutral = Neutral.fit(tiny, windows.statistics, settings.layers(tiny.n_layers))
     card = Concept.load(world().card)
     prompts = card.concept_prompts
-    last, unembedding = tiny.n_layers - 1, Unembedding.fit(tiny)
+    last, tokens = tiny.n_layers - 1, first_tokens(tiny, card)
+    towards = lens_direction(Unembedding.fit(tiny), tokens, torch.ones(len(tokens)))
 
     def late(half):
-        read = forward_readers(tiny, card, prompts, (), half, neutral, unembedding, settings)
+        read = forward_readers(tiny, card, prompts, (), half, towards, neutral, settings)
         return read[last]
 
     plain = late([])
