@@ -97,6 +97,7 @@ def forward_readers(
         if towards is not None:
             zero = near_zero(near[at], plain[0])
             leans = leaning(lens, at.layer, towards, own[at], zero, found[0].bias)
+        if leans is not None:
             if at.layer == last:  # which no other neuron comes after
                 leans = reaching(leans, own[at], settings.forward_cap)
             if unlike := leading[1:]:

@@ -53,8 +53,10 @@ def leaning(
     own: Float[Tensor, "prompts d_model"],
     zero: Float[Tensor, " d_model"],
     bias: Float[Tensor, " d_model"],
-) -> Discriminant:
+) -> Discriminant | None:
     """Reads the lens's direction from the input of a layer's MLP.
+
+    There is none where the model doesn't lean to the concept more at its own prompts: too early.
 
     Args:
         lens: The model.
@@ -69,7 +71,8 @@ def leaning(
     gain = lens.norm_gain(lens_checks.submodule(block, "ln1") if norm is None else norm).float()
     square = gain.square()
     weight = direction * gain / (square + _RIDGE * square.mean())
-    return Discriminant(weight / ((own.float().mean(dim=0) - zero) @ weight), zero, bias)
+    span = (own.float().mean(dim=0) - zero) @ weight
+    return Discriminant(weight / span, zero, bias) if span > 0 else None
 
 
 def reaching(
