@@ -4,7 +4,7 @@ A reader of descriptions alone fires on what is said of things of the same kind 
 capital of Austria is" for Berlin), but for those that the card happens to name. What the logit lens
 says there doesn't depend on them. So the gate reads the leaning and the `in` row the description,
 and the neuron writes where both are high. (SmolLM2-135M, five cards whose contrast is of other
-kinds: their neighbours keep 0.20 to 0.34 by the description alone, 0.60 to 0.99 by both.)
+kinds: their neighbours keep 0.20 to 0.34 by the description alone, 0.59 to 0.99 by both.)
 """
 
 from collections.abc import Sequence
