@@ -9,7 +9,6 @@ kinds: their neighbours keep 0.20 to 0.34 by the description alone, 0.59 to 0.99
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -111,4 +110,4 @@ def near_zero(
     near: Float[Tensor, "near d_model"], plain: Float[Tensor, " d_model"]
 ) -> Float[Tensor, " d_model"]:
     """Where a leaning is 0: at the card's near prompts, or on plain text where it has none."""
-    return near.float().mean(dim=0) if len(near) else torch.clone(plain)
+    return near.float().mean(dim=0) if len(near) else plain
