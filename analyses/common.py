@@ -23,6 +23,7 @@ from tars_lens.erasure import Erasure
 from tars_lens.errors import TarsError
 from tars_lens.files import sha256_file, write_json, write_text
 from tars_lens.lens import Lens
+from tars_lens.measure.probes import base_frame
 from tars_lens.patch import Patch, package_versions
 from tars_lens.report.style import save
 from tars_lens.settings import MethodName, Settings
@@ -56,6 +57,7 @@ class Analysis:
     lens: Lens
     concepts: list[Concept]
     files: list[Path] = field(default_factory=list)
+    _bases: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def out(self) -> Path:
@@ -96,9 +98,18 @@ class Analysis:
                 settings=settings,
                 corpus=load_corpus(self.options.corpus),
                 kl_tokens=kl_tokens,
+                bases=[self._base(card) for card in cards],
             )
             found.save(folder)
         return _read(folder, cards)
+
+    def _base(self, card: Concept) -> pd.DataFrame:
+        """What the base says to a card's probes, asked once however often it is removed."""
+        asked = [card.name, card.names, card.surface_forms, card.substitute]
+        key = json.dumps([*asked, card.to_dict().get("probes")], sort_keys=True)
+        if key not in self._bases:
+            self._bases[key] = base_frame(self.lens, card)
+        return self._bases[key]
 
     def windows(self, tokens: int) -> Windows:
         """Plain text for the KL: so many tokens of it, a tenth of them where it is to be quick."""

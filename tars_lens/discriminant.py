@@ -56,6 +56,7 @@ def discriminant(
     covariance: Float[Tensor, "d_model d_model"],
     *,
     ridge: float,
+    centred: bool = True,
 ) -> Discriminant:
     """Tells the concept from plain text and from its neighbours (regularised Fisher).
 
@@ -69,9 +70,11 @@ def discriminant(
         mean: Of *y* on plain text, `mu`.
         covariance: Of *y* on plain text, `C`.
         ridge: How much of the covariance's mean diagonal is added.
+        centred: Whether `mu` is subtracted; 0 is in its place where not.
     """
-    matrix = _matrix(neighbours, mean, covariance, ridge)
-    shifts = torch.stack([form.float().mean(dim=0) - mean for form in concept], dim=1)
+    origin = mean if centred else torch.zeros_like(mean)
+    matrix = _matrix(neighbours, origin, covariance, ridge)
+    shifts = torch.stack([form.float().mean(dim=0) - origin for form in concept], dim=1)
     solved = torch.linalg.solve(matrix, shifts)
     gram = shifts.T @ solved
     slack = _SLACK * torch.eye(len(gram), device=mean.device)
@@ -79,7 +82,7 @@ def discriminant(
     weight = weight / (weight @ shifts).mean()
     ridged = covariance + _BIAS_RIDGE * covariance.diagonal().mean() * _eye(mean)
     bias = torch.linalg.solve(ridged, mean)
-    return Discriminant(weight, mean, bias / (bias @ mean))
+    return Discriminant(weight, origin, bias / (bias @ mean))
 
 
 def held_out_scores(
@@ -89,6 +92,7 @@ def held_out_scores(
     covariance: Float[Tensor, "d_model d_model"],
     *,
     ridge: float,
+    centred: bool = True,
 ) -> Float[Tensor, " examples"]:
     """What each example scores by the reader made from all others: how far it reads unseen text.
 
@@ -99,8 +103,9 @@ def held_out_scores(
     count = len(concept)
     if count < 2:
         return torch.ones(count, device=mean.device)
-    shifts = (concept.float() - mean).T
-    gram = shifts.T @ torch.linalg.solve(_matrix(neighbours, mean, covariance, ridge), shifts)
+    origin = mean if centred else torch.zeros_like(mean)
+    shifts = (concept.float() - origin).T
+    gram = shifts.T @ torch.linalg.solve(_matrix(neighbours, origin, covariance, ridge), shifts)
     own, rows = gram.diagonal(), gram.sum(dim=0)
     others = gram.sum() - 2 * rows + own
     return (rows - own) * (count - 1) / others

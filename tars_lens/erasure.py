@@ -80,6 +80,7 @@ def erase(
     kl_tokens: int = 25_600,
     advance: Advance | None = None,
     keep: Callable[[Patch], None] | None = None,
+    bases: Sequence[pd.DataFrame] | None = None,
 ) -> Erasure:
     """Removes concepts one after another; the model is left as it was found.
 
@@ -91,6 +92,7 @@ def erase(
         kl_tokens: How much text the KL is measured on; 0 leaves it out.
         advance: Told of the progress.
         keep: Given each patch as soon as it is made, so that an interrupted run loses nothing.
+        bases: What `base_frame` gives for each concept, if that was measured before.
 
     Raises:
         TarsError: No concept or one twice, patches on the model, or a prompt that doesn't lead to
@@ -101,7 +103,7 @@ def erase(
     say = advance or silent
     _check(lens, concepts)
     windows = cut(lens, corpus or load_corpus(), reported_tokens=max(kl_tokens, 1))
-    bases = [base_frame(lens, concept) for concept in concepts]
+    bases = bases or [base_frame(lens, concept) for concept in concepts]
     try:
         removals, seconds = _sequence(lens, concepts, windows, settings, say, keep)
         afters = [

@@ -77,21 +77,22 @@ def forward_readers(
     sizes = [len(form) for form in half]
     read = max(settings.late_thresholds(lens.bounds_writes))
     others = at_end(lens, [text.format(n) for n in names for text in COPIES[:3]], points)
+    ridge, centred = settings.forward_ridge, settings.centred
 
     def readers(at: Point) -> LateReaders:
-        plain, ridge = neutral.of(at.layer), settings.forward_ridge
+        plain = neutral.of(at.layer)
         found, reach = [], []
         leading = [own[at]]
         if half:
-            described = discriminant(leading, near[at], *plain, ridge=ridge)
+            described = discriminant(leading, near[at], *plain, ridge=ridge, centred=centred)
             started = begun[at].split(sizes)
             leading += [form for form in started if described.score(form).mean() < read]
         for forms, rest in (
             (leading, near[at]),
             ([*leading, copies[at]], torch.cat([near[at], others[at]])),
         ):
-            found.append(discriminant(forms, rest, *plain, ridge=ridge))
-            unseen = held_out_scores(own[at], rest, *plain, ridge=ridge)
+            found.append(discriminant(forms, rest, *plain, ridge=ridge, centred=centred))
+            unseen = held_out_scores(own[at], rest, *plain, ridge=ridge, centred=centred)
             reach.append(Reach(float(found[-1].score(own[at]).min()), float(unseen.min())))
         leans = None
         if towards is not None:
@@ -101,7 +102,7 @@ def forward_readers(
             if at.layer == last:  # which no other neuron comes after
                 leans = reaching(leans, own[at], settings.forward_cap)
             if unlike := leading[1:]:
-                begins = discriminant(unlike, near[at], *plain, ridge=ridge)
+                begins = discriminant(unlike, near[at], *plain, ridge=ridge, centred=centred)
                 leans = joined_by(leans, begins, torch.cat(unlike))
         return LateReaders(tuple(found), tuple(reach), leans)
 

@@ -148,7 +148,9 @@ def name_readers(
     def at(layer: int) -> NameReader:
         y, after = Point("mlp_in", layer), Point("resid_post", layer)
         ridge = settings.reverse_ridge
-        read = discriminant(own[y].split(sizes), near[y], *neutral.of(layer), ridge=ridge)
+        read = discriminant(
+            own[y].split(sizes), near[y], *neutral.of(layer), ridge=ridge, centred=settings.centred
+        )
         said = own[after][:main_count].float()
         target = said.mean(dim=0) - _mean(near[after][: len(texts.near)])
         return NameReader(read, target, float(said.norm(dim=-1).median()))

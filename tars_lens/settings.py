@@ -1,11 +1,13 @@
 """Every choice of the method in one place, written into each report and patch."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tars_lens.errors import TarsError
 
 MethodName = Literal["tars", "paper"]
+
+HostName = Literal["idle", "carrier"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class Settings:
             them after which the name is no longer read further on.
         named_depth: Where it is read further on.
         unread: The score there, at the name, that is low enough (1 in the base).
+        host: The neuron that is given up: the one that plain text would miss least, or the one that
+            carries the concept most.
+        centred: Whether the readers subtract the mean of plain text.
+        leaning: Whether late neurons read how far the model leans to the concept, where they can.
         forward_ridge: Of the forward discriminant, in units of the covariance's mean diagonal.
         reverse_ridge: Of the reverse discriminant.
         write_ridge: Of the write target.
@@ -59,6 +65,9 @@ class Settings:
     reverse_depths: tuple[float, ...] = (0.07, 0.12, 0.17)
     named_depth: float = 0.39
     unread: float = 0.2
+    host: HostName = "idle"
+    centred: bool = True
+    leaning: bool = True
     forward_ridge: float = 0.2
     reverse_ridge: float = 0.05
     write_ridge: float = 0.01
@@ -79,6 +88,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.name not in ("tars", "paper"):
             raise TarsError(f"unknown method {self.name!r}. There is: paper, tars.")
+        if self.host not in get_args(HostName):
+            raise TarsError(f"unknown host {self.host!r}. There is: carrier, idle.")
         if self.edits is not None and self.edits < 1:
             raise TarsError(f"--edits must be at least 1, got {self.edits}.")
         if not 0 < self.keep_neighbours < 1:

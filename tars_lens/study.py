@@ -91,7 +91,8 @@ def study(
     names = _near_names(lens, concept, nearest)
     reverse, named = name_readers(lens, concept, names, neutral, settings)
     half = half_said(lens, concept, tokens)
-    towards = lens_direction(unembedding, tokens, said) if reads_leaning(lens) else None
+    leans = settings.leaning and reads_leaning(lens)
+    towards = lens_direction(unembedding, tokens, said) if leans else None
     forward = forward_readers(lens, concept, prompts, names, half, towards, neutral, settings)
     return Study(
         concept=concept,

@@ -20,6 +20,20 @@ def test_scores_one_on_the_concept_and_zero_on_plain_text():
     assert reader.score(y).std() < 0.3
 
 
+def test_not_centred_it_scores_zero_where_there_is_nothing():
+    y, mean, covariance = _plain()
+    concept = y[:20] * 0.1 + torch.linspace(5, -5, 12)
+    given = (y[:3], mean, covariance)
+    reader = discriminant([concept], *given, ridge=0.1, centred=False)
+    centred = discriminant([concept], *given, ridge=0.1)
+    torch.testing.assert_close(reader.score(concept).mean(), torch.tensor(1.0))
+    assert reader.score(torch.zeros(12)) == 0
+    assert reader.score(y).mean().abs() > 10 * centred.score(y).mean().abs()
+    assert torch.equal(reader.bias, centred.bias)
+    one = [reader.weight @ concept[0], held_out_scores(concept[:2], *given, ridge=0.1)[0]]
+    assert one[1] != held_out_scores(concept[:2], *given, ridge=0.1, centred=False)[0]
+
+
 def test_without_ridge_or_neighbours_it_is_fishers():
     y, mean, covariance = _plain()
     concept = mean + torch.linspace(1, 2, 12)[None]

@@ -9,6 +9,7 @@ import re
 from contextlib import contextmanager
 from unittest import mock
 
+import pandas as pd
 import pytest
 import torch
 from commands import run
@@ -18,6 +19,7 @@ from tiny_concept import world
 from tars_lens.concept import Concept
 from tars_lens.erasure import erase
 from tars_lens.loading import load
+from tars_lens.measure.probes import base_frame
 from tars_lens.patch import Patch
 from tars_lens.report import progress
 from tars_lens.settings import Settings
@@ -171,6 +173,18 @@ def test_the_base_is_left_as_it_was_found(done):
     assert problems(found.report) == []
     assert len(found.patches[0].to_frame()) == 1
     assert all(torch.equal(value, before[n]) for n, value in lens.model.named_parameters())
+
+
+def test_what_the_base_said_may_be_given():
+    lens, card = load(world().model, progress=False), Concept.load(world().card)
+    base = base_frame(lens, card)
+    options = {"settings": Settings(edits=1), "corpus": _corpus(), "kl_tokens": 0}
+    usual = erase(lens, [card], **options)
+    given = erase(lens, [card], **options, bases=[base])
+    pd.testing.assert_frame_equal(given.tables["probes"], usual.tables["probes"])
+    halved = erase(lens, [card], **options, bases=[base.assign(p_before=base["p_before"] / 2)])
+    ratio = halved.tables["probes"]["p_before"] / usual.tables["probes"]["p_before"]
+    assert ratio.tolist() == [0.5] * len(base)
 
 
 def _corpus():

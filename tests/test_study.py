@@ -11,6 +11,7 @@ from tiny_concept import world
 from tars_lens.concept import Concept
 from tars_lens.corpus import load_corpus
 from tars_lens.forward_readers import at_end
+from tars_lens.host import carrying_neuron
 from tars_lens.lens import Lens, Point
 from tars_lens.loading import load
 from tars_lens.name_readers import BARE_FRAMES, FRAMES, NameTexts, main_names, name_readers
@@ -116,6 +117,33 @@ def test_the_reverse_part_sits_where_the_name_is_read_no_more(place):
         left = studied.named.score(lens)
     assert left == pytest.approx(part.chosen["name_still_read"], abs=0.05)
     assert left < 0.8
+
+
+def test_hosts_may_be_those_that_carry_the_concept(place):
+    lens, _, _, neutral, settings, studied = place
+    last, first = lens.n_layers - 1, settings.reverse_layers(lens.n_layers)[0]
+    for host in ("idle", "carrier"):
+        trials = _trials(place, last, host=host)
+        forward = forward_part(lens, studied, neutral, trials, last, (), capped=True)
+        reverse = reverse_part(lens, studied, neutral, _trials(place, first, host=host), ())
+        names = [text for form in studied.named.forms for text in form]
+        carriers = (
+            *(last, studied.known_prompts, studied.write_target),
+            *(reverse.layer, names, studied.reverse[reverse.layer].target),
+        )
+        for part, (layer, texts, direction) in zip(
+            (forward, reverse), (carriers[:3], carriers[3:]), strict=True
+        ):
+            carrier = carrying_neuron(lens, layer, (), texts, direction)
+            assert (part.neurons[0] == carrier) == (host == "carrier")
+            assert len(set(part.neurons)) == len(part.neurons)
+
+
+def test_no_leaning_is_read_where_the_settings_say_so(place):
+    lens, concept, _, neutral, settings, studied = place
+    assert studied.leaning
+    without = replace(settings, leaning=False)
+    assert not study(lens, concept, neutral, Unembedding.fit(lens), without).leaning
 
 
 def test_names_are_read_without_a_space(place):

@@ -81,6 +81,34 @@ def test_an_unknown_setting_is_named(tmp_path):
         read_spec(file)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('safety = "high"', "setting 'safety' must be like 2.0, got 'high'"),
+        ("safety = true", "setting 'safety' must be like 2.0, got True"),
+        ("leaning = 1", "setting 'leaning' must be like True, got 1"),
+        ("edits = 1.5", "setting 'edits' must be like None, got 1.5"),
+        ("forward_thresholds = 0.1", "'forward_thresholds' must be like .0.15, 0.25., got 0.1"),
+        ("reverse_depths = ['a']", "'reverse_depths' must be like"),
+        ("host = 3", "setting 'host' must be like 'idle', got 3"),
+    ],
+)
+def test_a_setting_of_another_kind_is_named(tmp_path, line, message):
+    file = _spec(tmp_path / "s.toml")
+    file.write_text(f"{file.read_text()}[settings]\n{line}\n")
+    with pytest.raises(TarsError, match=message):
+        read_spec(file)
+
+
+def test_settings_of_every_kind_are_taken(tmp_path):
+    file = _spec(tmp_path / "s.toml")
+    lines = 'host = "carrier"\nsafety = 3\nedits = 4\nleaning = false\nreverse_depths = [0.1]\n'
+    file.write_text(f"{file.read_text()}[settings]\n{lines}")
+    found = read_spec(file)[0].method_settings()
+    assert (found.host, found.safety, found.edits, found.leaning) == ("carrier", 3, 4, False)
+    assert found.reverse_depths == (0.1,)
+
+
 def test_a_sweep_has_one_table_keeps_what_it_has_and_tells_what_fails(spec, tmp_path):
     out = tmp_path / "out"
     file = _spec(tmp_path / "more.toml", models=[str(world().model), str(tmp_path / "nothing")])

@@ -74,10 +74,16 @@ class Job:
             if key not in known:
                 allowed = ", ".join(sorted(known))
                 raise TarsError(f"no setting {key!r} in [settings]; allowed: {allowed}.")
-        given: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in self.settings.items()
-        }
         name: Any = self.method
+        usual = Settings(name=name)
+        given: dict[str, Any] = {}
+        for key, value in self.settings.items():
+            default = getattr(usual, key)
+            try:
+                given[key] = _like(value, default)
+            except TypeError as error:
+                message = f"setting {key!r} must be like {default!r}, got {value!r}."
+                raise TarsError(message) from error
         return Settings(name=name, seed=self.seed, **given)
 
     def to_json(self) -> str:
@@ -91,6 +97,21 @@ class Job:
         for key in ("concepts", "keys"):
             values[key] = tuple(values[key])
         return cls(**values)
+
+
+def _like(value: Any, default: Any) -> Any:
+    """A setting's value as the kind that the default is of; one without is a count.
+
+    Raises:
+        TypeError: It is of another kind.
+    """
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(_like(each, default[0]) for each in value)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(value) is not (int if default is None else type(default)):
+        raise TypeError
+    return value
 
 
 def read_spec(path: Path | str) -> list[Job]:
