@@ -82,7 +82,9 @@ def reaching(
     Where something else is likelier than the concept, the model leans to it hardly more than at
     near prompts, and says it with p = 0.1 nevertheless.
     """
-    missing = max(0.0, least - float(leans.score(own).min()))
+    missing = least - float(leans.score(own).min())
+    if missing <= 0:
+        return leans
     return _with_zero_at(leans.weight, leans.weight @ leans.mean - missing, leans.bias)
 
 

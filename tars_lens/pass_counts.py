@@ -14,7 +14,7 @@ from tars_lens.settings import Settings
 from tars_lens.windows import STATISTICS_WINDOWS, WIDTH
 
 _READERS = 2  # of each forward layer: from the concept prompts, and from copies of the answer too
-_PLAIN = float(trials._PLAIN * WIDTH)  # tokens of plain text that every trial reads
+_PLAIN = float(trials._PLAIN * trials._WIDTH)  # tokens of plain text that every trial reads
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,11 @@ def _forward(
     measure = texts.forward * depths.share(layer)
     effects = _effects(depths, texts, layer, layer)
     more = len(settings.bounded_thresholds) if post_norm else 0
-    gates = 1 if post_norm else 2  # the leaning beside the description, or that alone
+    gates, groups = 1, 1
+    if not post_norm:  # one or two leanings beside the description, or that alone
+        gates, groups = (2, 2) if layer == depths.layers - 1 else (3, 4)
     readings = gates * _READERS * (len(settings.forward_thresholds) + more)
-    weaker = len(recipe._SHARES)
+    weaker = groups * len(recipe._SHARES)
     others = (readings - 1) * bisection_steps(post_norm=post_norm, again=True)
     measures = bisection_steps(post_norm=post_norm) + others + readings + weaker + 1
     return measures * measure + (readings + weaker) * effects

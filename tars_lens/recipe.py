@@ -5,7 +5,7 @@ leading to its attributes. Each takes over a nearly idle host: this builds a rea
 concept, it does not reverse the weights that carried it.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,10 +137,11 @@ def forward_part(
 ) -> Part:
     """A late neuron that takes the concept's token away wherever the description calls for it.
 
-    Each reader and threshold is tried at the strength that it needs (`LateNeuron.strength`): the
-    goal at the last layer is that of the final probability, before it that of the largest
-    probability that the logit lens reads from there on. The first whose side effects stay within
-    the budgets is used.
+    Each reading (`LateNeuron.readings`) is tried at the strength that it needs
+    (`LateNeuron.strength`): the goal at the last layer is that of the final probability, before it
+    that of the largest probability that the logit lens reads from there on. The first that reaches
+    it with side effects within the budgets is used; where none of a group does, its quietest is
+    tried with less margin before the next group is.
 
     Args:
         lens: The model, without any other part of this edit: each forward neuron is to be strong
@@ -153,20 +154,40 @@ def forward_part(
         capped: Whether a second neuron caps the write (`capped_rows`).
     """
     neuron = LateNeuron.of(lens, study, neutral, trials, layer, taken, capped=capped)
-    readings = [Choice(reading) for reading in neuron.readings()]
-    choice, limits = trials.first_quiet(neuron.edits, readings, neuron.reached)
-    if "over_budget" in limits:
-        weaker = [choice, *(choice._replace(share=share) for share in _SHARES)]
-        choice, limits = trials.first_quiet(
-            neuron.edits, weaker, neuron.reached, known={choice: limits}
-        )
+    choice, limits = _chosen(neuron, trials)
     edits = neuron.edits(choice)
     chosen = {
         "reader": ("prompts", "copies")[choice.reading.reader],
-        "gated_by": "leaning" if choice.reading.leaning else "description",
+        "gated_by": "description" if choice.reading.leaning is None else "leaning",
         "threshold": choice.reading.threshold,
         "strength": neuron.strength(choice) * neuron.natural,
         "left_on_validation": trials.left(edits),
         **limits,
     }
     return Part("forward", layer, neuron.neurons, edits, study.write_target, chosen)
+
+
+def _chosen(neuron: LateNeuron, trials: Trials) -> tuple[Choice, dict[str, Any]]:
+    """The reading to use, and its side effects; the quietest where none reaches the goal."""
+    groups = [[Choice(reading) for reading in group] for group in neuron.readings()]
+    best: tuple[Choice, dict[str, Any]] | None = None
+    for group in groups:
+        if not any(neuron.reached(choice) for choice in group):
+            continue
+        found = _quietest(neuron, trials, group)
+        if best is None or trials.excess(found[1]) < trials.excess(best[1]):
+            best = found
+        if trials.excess(best[1]) <= 1:
+            break
+    return best or _quietest(neuron, trials, [choice for group in groups for choice in group])
+
+
+def _quietest(
+    neuron: LateNeuron, trials: Trials, choices: Sequence[Choice]
+) -> tuple[Choice, dict[str, Any]]:
+    """The first choice that keeps the budgets, else the quietest, with less margin."""
+    choice, limits = trials.first_quiet(neuron.edits, choices, neuron.reached)
+    if "over_budget" not in limits:
+        return choice, limits
+    weaker = [choice, *(choice._replace(share=share) for share in _SHARES)]
+    return trials.first_quiet(neuron.edits, weaker, neuron.reached, known={choice: limits})

@@ -1,0 +1,100 @@
+"""Which readings a late neuron tries, and which of them is used."""
+
+from dataclasses import replace
+
+import pytest
+from tiny_concept import world
+
+from tars_lens.concept import Concept
+from tars_lens.corpus import load_corpus
+from tars_lens.late_neuron import LateNeuron, Reading
+from tars_lens.loading import load
+from tars_lens.neutral import Neutral
+from tars_lens.recipe import _chosen
+from tars_lens.settings import Settings
+from tars_lens.study import study
+from tars_lens.trials import Trials
+from tars_lens.unembedding import Unembedding
+from tars_lens.windows import cut
+
+LOW, HIGH = Settings().forward_thresholds
+
+
+@pytest.fixture(scope="module")
+def place():
+    """The tiny world's model, and all that a late neuron in its last layer is made from."""
+    lens = load(world().model, progress=False)
+    windows = cut(lens, load_corpus(str(world().corpus)), reported_tokens=512)
+    settings = Settings()
+    neutral = Neutral.fit(lens, windows.statistics, settings.layers(lens.n_layers))
+    card = Concept.load(world().card)
+    studied = study(lens, card, neutral, Unembedding.fit(lens), settings)
+    last = lens.n_layers - 1
+    trials = Trials.of(lens, card, studied.known_prompts, studied.tokens, windows, settings, last)
+    return lens, studied, neutral, trials, last
+
+
+@pytest.fixture
+def neuron(place):
+    lens, studied, neutral, trials, last = place
+    return LateNeuron.of(lens, studied, neutral, trials, last, (), capped=False)
+
+
+def test_the_last_layer_reads_the_leaning_before_the_description_alone(neuron):
+    first, then = neuron.readings()
+    assert first == [Reading(r, t, 0) for r in (0, 1) for t in (LOW, HIGH)]
+    assert then == [Reading(r, t, None) for r in (0, 1) for t in (HIGH, LOW)]
+
+
+def test_without_a_leaning_every_reader_is_tried_at_every_threshold_in_order(neuron):
+    (only,) = replace(neuron, leaning=()).readings()
+    assert only == [Reading(r, t) for r in (0, 1) for t in (LOW, HIGH)]
+
+
+def test_an_earlier_layer_goes_on_to_copies_when_all_else_fails(neuron):
+    earlier = replace(neuron, layer=neuron.layer - 1, leaning=2 * neuron.leaning)
+    *groups, copies = earlier.readings()
+    assert [{r.leaning for r in group} for group in groups] == [{0}, {None}, {1}]
+    assert all(r.reader == 0 for group in groups for r in group)
+    assert [r.threshold for r in groups[1]] == [HIGH, LOW]
+    assert len(copies) == 6 and all(r.reader == 1 for r in copies)
+    assert [len(group) for group in replace(earlier, leaning=neuron.leaning).readings()] == [
+        2,
+        2,
+        4,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reached", "excess", "used"),
+    [
+        ({0, 1, 2}, {0: 0.5, 1: 0.1, 2: 0.1}, (0, 1.0)),  # the first within the budgets
+        ({1, 2}, {0: 0.1, 1: 0.5, 2: 0.1}, (1, 1.0)),  # what doesn't reach the goal is passed over
+        ({0, 1, 2}, {0: 1.2, 1: 0.1, 2: 0.1}, (0, 0.7)),  # a little less before another is tried
+        ({0, 1, 2}, {0: 4.0, 1: 0.9, 2: 0.1}, (1, 1.0)),
+        ({0, 1, 2}, {0: 4.0, 1: 9.0, 2: 8.0}, (0, 0.5)),  # none keeps them: the quietest
+        ({0, 2}, {0: 9.0, 1: 0.1, 2: 4.0}, (2, 0.5)),
+        (set(), {0: 0.8, 1: 0.2, 2: 0.4}, (1, 1.0)),  # none reaches it: the quietest
+    ],
+)
+def test_the_first_that_reaches_the_goal_within_the_budgets_is_used(
+    neuron, monkeypatch, reached, excess, used
+):
+    tried, budget = [], neuron.trials.settings.max_kl
+
+    def effects(_trials, edits, least):
+        (number, share), tried[len(tried) :] = edits, [edits]
+        found = {"plain_kl": excess[number] * share * budget}
+        return None if found["plain_kl"] >= least * budget else found
+
+    groups = [[Reading(0, float(number))] for number in excess]
+    monkeypatch.setattr(LateNeuron, "readings", lambda _: groups)
+    monkeypatch.setattr(LateNeuron, "edits", lambda _, c: (int(c.reading.threshold), c.share))
+    monkeypatch.setattr(LateNeuron, "reached", lambda _, c: int(c.reading.threshold) in reached)
+    monkeypatch.setattr(Trials, "_effects_below", effects)
+    monkeypatch.setattr(Trials, "excess", lambda _, f: f["plain_kl"] / budget)
+    choice, limits = _chosen(neuron, neuron.trials)
+    assert (int(choice.reading.threshold), choice.share) == used and used in tried
+    assert ("over_budget" in limits) == (excess[used[0]] * used[1] > 1)
+    if reached and "over_budget" not in limits:  # and what comes after it isn't tried
+        assert max(number for number, _ in tried) == used[0]
