@@ -66,6 +66,7 @@ class LateNeuron:
     natural: float
     _left: dict[tuple[Reading, float], float] = field(default_factory=dict)
     _found: dict[Reading, float] = field(default_factory=dict)
+    _silent: dict[Choice, bool] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -134,8 +135,19 @@ class LateNeuron:
         return self._rows(choice.reading, self.strength(choice))
 
     def reached(self, choice: Choice) -> bool:
-        """Whether the concept is gone by this neuron alone."""
+        """Whether the concept is gone by this neuron alone; before the last layer, by the lens."""
         return self._measured(choice.reading, self.strength(choice)) <= self.goal
+
+    def silences(self, choice: Choice) -> bool:
+        """Whether it is gone in the end as well, at every prompt that may be looked at."""
+        if not self.reached(choice):
+            return False
+        if self.is_last:
+            return True
+        if choice not in self._silent:
+            left = self.trials.left(self.edits(choice))
+            self._silent[choice] = left <= self.trials.settings.goal
+        return self._silent[choice]
 
     def strength(self, choice: Choice) -> float:
         """The size of its write, in natural sizes.

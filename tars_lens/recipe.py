@@ -170,24 +170,32 @@ def forward_part(
 def _chosen(neuron: LateNeuron, trials: Trials) -> tuple[Choice, dict[str, Any]]:
     """The reading to use, and its side effects; the quietest where none reaches the goal."""
     groups = [[Choice(reading) for reading in group] for group in neuron.readings()]
-    best: tuple[Choice, dict[str, Any]] | None = None
-    for group in groups:
-        if not any(neuron.reached(choice) for choice in group):
-            continue
-        found = _quietest(neuron, trials, group)
-        if best is None or trials.excess(found[1]) < trials.excess(best[1]):
-            best = found
-        if trials.excess(best[1]) <= 1:
-            break
-    return best or _quietest(neuron, trials, [choice for group in groups for choice in group])
+    known: dict[Choice, dict[str, Any]] = {}
+    for enough in (neuron.silences, neuron.reached):
+        best: tuple[Choice, dict[str, Any]] | None = None
+        for group in groups:
+            if not any(enough(choice) for choice in group):
+                continue
+            found = _quietest(neuron, trials, group, enough, known)
+            if best is None or trials.excess(found[1]) < trials.excess(best[1]):
+                best = found
+            if trials.excess(best[1]) <= 1:
+                return best
+    every = [choice for group in groups for choice in group]
+    return best or _quietest(neuron, trials, every, neuron.reached, known)
 
 
 def _quietest(
-    neuron: LateNeuron, trials: Trials, choices: Sequence[Choice]
+    neuron: LateNeuron,
+    trials: Trials,
+    choices: Sequence[Choice],
+    enough: Callable[[Choice], bool],
+    known: dict[Choice, dict[str, Any]],
 ) -> tuple[Choice, dict[str, Any]]:
     """The first choice that keeps the budgets, else the quietest, with less margin."""
-    choice, limits = trials.first_quiet(neuron.edits, choices, neuron.reached)
+    choice, limits = trials.first_quiet(neuron.edits, choices, enough, known)
+    known[choice] = limits
     if "over_budget" not in limits:
         return choice, limits
     weaker = [choice, *(choice._replace(share=share) for share in _SHARES)]
-    return trials.first_quiet(neuron.edits, weaker, neuron.reached, known={choice: limits})
+    return trials.first_quiet(neuron.edits, weaker, enough, known)
