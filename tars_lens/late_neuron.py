@@ -114,7 +114,7 @@ class LateNeuron:
         threshold first: there the description alone is about as quiet, and on some text a tenth as
         loud as the reader that copies are part of. (p99 on plain text that nothing was chosen on,
         SmolLM2-135M, against all leanings first and low thresholds: Sherlock Holmes 0.024 to 0.005,
-        Paris 0.12 to 0.04.)
+        Paris 0.12 to 0.04.) A leaning leaves much the same at each threshold.
         """
         thresholds = self.trials.settings.late_thresholds(self.lens.bounds_writes)
         readers = range(len(self.readers))
@@ -123,8 +123,8 @@ class LateNeuron:
         alone = sorted(thresholds, reverse=True)
         if self.is_last:
             return [_each(readers, thresholds, 0), _each(readers, alone, None)]
-        ways = [(thresholds, 0), (alone, None)]
-        ways += [(thresholds, index) for index in range(1, len(self.leaning))]
+        ways = [(thresholds[:1], 0), (alone, None)]
+        ways += [(thresholds[:1], index) for index in range(1, len(self.leaning))]
         return [
             *(_each(readers[:1], *way) for way in ways),
             [reading for way in ways for reading in _each(readers[1:], *way)],

@@ -126,13 +126,15 @@ def _forward(
     measure = texts.forward * depths.share(layer)
     effects = _effects(depths, texts, layer, layer)
     more = len(settings.bounded_thresholds) if post_norm else 0
-    gates, groups = 1, 1
-    if not post_norm:  # one or two leanings beside the description, or that alone
-        gates, groups = (2, 2) if layer == depths.layers - 1 else (3, 4)
-    readings = gates * _READERS * (len(settings.forward_thresholds) + more)
+    readings, groups = _READERS * (len(settings.forward_thresholds) + more), 1
+    if not post_norm:  # the leaning beside the description as well; before the last layer two ways
+        last = layer == depths.layers - 1
+        readings, groups = (2 * readings, 2) if last else (readings + 2 * _READERS, 4)
     weaker = groups * len(recipe._SHARES)
     others = (readings - 1) * bisection_steps(post_norm=post_norm, again=True)
     measures = bisection_steps(post_norm=post_norm) + others + readings + weaker + 1
+    if layer < depths.layers - 1:  # what is left in the end, beside what the lens reads
+        measures += readings + weaker
     return measures * measure + (readings + weaker) * effects
 
 

@@ -194,7 +194,6 @@ def _quietest(
 ) -> tuple[Choice, dict[str, Any]]:
     """The first choice that keeps the budgets, else the quietest, with less margin."""
     choice, limits = trials.first_quiet(neuron.edits, choices, enough, known)
-    known[choice] = limits
     if "over_budget" not in limits:
         return choice, limits
     weaker = [choice, *(choice._replace(share=share) for share in _SHARES)]

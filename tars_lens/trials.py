@@ -1,6 +1,6 @@
 """The material that the settings of an edit are chosen on, and the budgets that it must keep."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
@@ -106,7 +106,7 @@ class Trials:
         build: Callable[[Setting], Edits],
         settings: Sequence[Setting],
         enough: Callable[[Setting], bool] = lambda _setting: True,
-        known: Mapping[Setting, dict[str, Any]] | None = None,
+        known: dict[Setting, dict[str, Any]] | None = None,
     ) -> tuple[Setting, dict[str, Any]]:
         """The first setting within the budgets of side effects, else the least disturbing one.
 
@@ -116,19 +116,23 @@ class Trials:
             build: The edit at a setting.
             settings: What is tried, in order.
             enough: Whether the edit does what it is for; one that doesn't is the last resort.
-            known: Side effects of settings that were measured before.
+            known: Side effects of settings that were measured before; those measured now join them.
 
         Returns:
             The setting, and its side effects; `over_budget` is among them where even the
             quietest edit disturbs more than was allowed, as the factor by which it does.
         """
         best: tuple[float, Setting, dict[str, Any]] | None = None
+        seen = {} if known is None else known
 
         def measure(setting: Setting) -> None:
             nonlocal best
             least = torch.inf if best is None else best[0]
-            figures = (known or {}).get(setting) or self._effects_below(build(setting), least)
-            if figures is not None and not (excess := self.excess(figures)) >= least:
+            figures = seen.get(setting) or self._effects_below(build(setting), least)
+            if figures is None:
+                return
+            seen[setting] = figures
+            if not (excess := self.excess(figures)) >= least:
                 best = excess, setting, figures
 
         short = []

@@ -7,7 +7,7 @@ from tiny_concept import world
 
 from tars_lens.concept import Concept
 from tars_lens.corpus import load_corpus
-from tars_lens.late_neuron import LateNeuron, Reading
+from tars_lens.late_neuron import Choice, LateNeuron, Reading
 from tars_lens.loading import load
 from tars_lens.neutral import Neutral
 from tars_lens.recipe import _chosen
@@ -57,11 +57,11 @@ def test_an_earlier_layer_goes_on_to_copies_when_all_else_fails(neuron):
     assert [{r.leaning for r in group} for group in groups] == [{0}, {None}, {1}]
     assert all(r.reader == 0 for group in groups for r in group)
     assert [r.threshold for r in groups[1]] == [HIGH, LOW]
-    assert len(copies) == 6 and all(r.reader == 1 for r in copies)
+    assert len(copies) == 4 and all(r.reader == 1 for r in copies)
     assert [len(group) for group in replace(earlier, leaning=neuron.leaning).readings()] == [
+        1,
         2,
-        2,
-        4,
+        3,
     ]
 
 
@@ -98,3 +98,21 @@ def test_the_first_that_reaches_the_goal_within_the_budgets_is_used(
     assert ("over_budget" in limits) == (excess[used[0]] * used[1] > 1)
     if reached and "over_budget" not in limits:  # and what comes after it isn't tried
         assert max(number for number, _ in tried) == used[0]
+
+
+def test_before_the_last_layer_it_is_to_be_silent_in_the_end_too(neuron, monkeypatch):
+    quiet, whole = (Choice(Reading(0, number)) for number in (0.0, 1.0))
+    end = {quiet: 0.004, whole: 0.0005}
+    monkeypatch.setattr(LateNeuron, "readings", lambda _: [[c.reading] for c in end])
+    monkeypatch.setattr(LateNeuron, "edits", lambda _, c: c)
+    monkeypatch.setattr(LateNeuron, "reached", lambda *_: True)
+    monkeypatch.setattr(Trials, "left", lambda _, c: end[c])
+    monkeypatch.setattr(Trials, "_effects_below", lambda *_: {"plain_kl": 0.0})
+    monkeypatch.setattr(Trials, "excess", lambda *_: 0.5)
+    assert _chosen(neuron, neuron.trials)[0] == quiet  # the last layer's goal is the end itself
+    earlier = replace(neuron, layer=neuron.layer - 1)
+    assert earlier.silences(whole) and not earlier.silences(quiet)
+    assert _chosen(earlier, neuron.trials)[0] == whole
+    end[whole] = 0.003  # none does: what the lens reads no more will do
+    again = replace(neuron, layer=neuron.layer - 1, _silent={})
+    assert _chosen(again, neuron.trials)[0] == quiet
