@@ -41,13 +41,12 @@ class LateReaders(NamedTuple):
     Attributes:
         description: Readers of the description, the preferred one first.
         reach: How far each of them reaches.
-        leaning: Readers of how far the model leans to the concept there, the preferred one first;
-            none where that is not read.
+        leaning: How far the model leans to the concept there, where that is read as well.
     """
 
     description: tuple[Discriminant, ...]
     reach: tuple[Reach, ...]
-    leaning: tuple[Discriminant, ...]
+    leaning: Discriminant | None
 
 
 def forward_readers(
@@ -99,15 +98,13 @@ def forward_readers(
         if towards is not None:
             zero = near_zero(near[at], plain[0])
             leans = leaning(lens, at.layer, towards, own[at], zero, found[0].bias)
-        leanings = []
         if leans is not None:
-            reached = reaching(leans, own[at], settings.forward_cap)
-            # no other neuron comes after the last layer's
-            leanings = [reached] if at.layer == last or reached is leans else [leans, reached]
-        if unlike := leading[1:]:
-            begins = discriminant(unlike, near[at], *plain, ridge=ridge, centred=centred)
-            leanings = [joined_by(each, begins, torch.cat(unlike)) for each in leanings]
-        return LateReaders(tuple(found), tuple(reach), tuple(leanings))
+            if at.layer == last:  # which no other neuron comes after
+                leans = reaching(leans, own[at], settings.forward_cap)
+            if unlike := leading[1:]:
+                begins = discriminant(unlike, near[at], *plain, ridge=ridge, centred=centred)
+                leans = joined_by(leans, begins, torch.cat(unlike))
+        return LateReaders(tuple(found), tuple(reach), leans)
 
     return {at.layer: readers(at) for at in points}
 

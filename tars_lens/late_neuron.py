@@ -24,12 +24,12 @@ _UNSEEN = 2.0
 class Reading(NamedTuple):
     """Which of a layer's readers a neuron reads with, and below which score it is silent.
 
-    Its gate reads one of the layer's leanings beside the description, or the description alone.
+    Its gate reads the leaning beside the description, or the description alone.
     """
 
     reader: int
     threshold: float
-    leaning: int | None = None
+    leaning: bool = False
 
 
 class Choice(NamedTuple):
@@ -50,7 +50,7 @@ class LateNeuron:
         neurons: Its host, and that of the neuron that caps it, if any.
         readers: Of the description, the preferred one first.
         reach: How far each of them reaches.
-        leaning: What its gate may read beside the description, if anything, in order.
+        leaning: What its gate may read beside the description, if anything.
         target: What is written against, unit norm.
         natural: The layer's natural size of a write.
     """
@@ -61,7 +61,7 @@ class LateNeuron:
     neurons: tuple[int, ...]
     readers: tuple[Discriminant, ...]
     reach: tuple[Reach, ...]
-    leaning: tuple[Discriminant, ...]
+    leaning: Discriminant | None
     target: Float[Tensor, " d_model"]
     natural: float
     _left: dict[tuple[Reading, float], float] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class LateNeuron:
         if capped:
             used = {*taken, (layer, neurons[0])}
             neurons += (_host(lens, study, neutral, trials, layer, used),)
-        read = study.forward[layer], study.reach[layer], study.leaning.get(layer, ())
+        read = study.forward[layer], study.reach[layer], study.leaning.get(layer)
         natural = write_scale(lens, layer, neutral)
         return cls(lens, trials, layer, neurons, *read, study.write_target, natural)
 
@@ -104,31 +104,31 @@ class LateNeuron:
         """The largest write that is tried, in natural sizes."""
         if self.lens.bounds_writes:
             return STRENGTHS[-1]
-        return LARGEST if reading.leaning is None else LARGEST_BY_BOTH
+        return LARGEST_BY_BOTH if reading.leaning else LARGEST
 
-    def readings(self) -> list[list[Reading]]:
+    def readings(self, *, quiet: bool = True) -> list[list[Reading]]:
         """What is tried, in order; a further group where none of those before it will do.
 
         In the last layer the leaning is read by all means before the description alone. Before
-        that, where its zero isn't shifted at first, the reader of the prompts is, at the highest
-        threshold first: there the description alone is about as quiet, and on some text a tenth as
-        loud as the reader that copies are part of. (p99 on plain text that nothing was chosen on,
-        SmolLM2-135M, against all leanings first and low thresholds: Sherlock Holmes 0.024 to 0.005,
-        Paris 0.12 to 0.04.) A leaning leaves much the same at each threshold.
+        that the reader of the prompts comes first, as that of copies is the louder one: of text
+        that nothing was chosen on it gave Sherlock Holmes a p99 of 0.083, the prompts' 0.001 to
+        0.014 (SmolLM2-135M). A leaning leaves much the same at each threshold.
+
+        Args:
+            quiet: Whether the description alone is tried at the highest threshold first, where it
+                disturbs less (p99 0.006, not 0.055 for Einstein), or at the lowest, where it reads
+                more.
         """
         thresholds = self.trials.settings.late_thresholds(self.lens.bounds_writes)
         readers = range(len(self.readers))
-        if not self.leaning:
-            return [_each(readers, thresholds, None)]
-        alone = sorted(thresholds, reverse=True)
+        if self.leaning is None:
+            return [_each(readers, thresholds)]
+        alone = sorted(thresholds, reverse=quiet)
         if self.is_last:
-            return [_each(readers, thresholds, 0), _each(readers, alone, None)]
-        ways = [(thresholds[:1], 0), (alone, None)]
-        ways += [(thresholds[:1], index) for index in range(1, len(self.leaning))]
-        return [
-            *(_each(readers[:1], *way) for way in ways),
-            [reading for way in ways for reading in _each(readers[1:], *way)],
-        ]
+            return [_each(readers, thresholds, leaning=True), _each(readers, alone)]
+        first, rest = readers[:1], readers[1:]
+        by_both, by_one = (_each(r, thresholds[:1], leaning=True) for r in (first, rest))
+        return [by_both, _each(first, alone), [*by_one, *_each(rest, alone)]]
 
     def edits(self, choice: Choice) -> Edits:
         """Its rows."""
@@ -193,8 +193,8 @@ class LateNeuron:
     def _rows(self, reading: Reading, strength: float) -> Edits:
         reader, size = self.readers[reading.reader], strength * self.natural
         place, threshold, beside = (self.lens, self.layer), reading.threshold, None
-        if reading.leaning is not None:
-            reader, beside = self.leaning[reading.leaning], reader
+        if reading.leaning and self.leaning is not None:
+            reader, beside = self.leaning, reader
         if len(self.neurons) > 1:
             first, second = self.neurons
             return capped_rows(
@@ -212,7 +212,7 @@ class LateNeuron:
     def _for_unseen(self, reading: Reading) -> float:
         """How many times as much the write must be at the least score of a held-out prompt."""
         reach = self.reach[reading.reader]
-        if reading.leaning is None:
+        if not reading.leaning:
             reach = Reach(*(min(score, self._cap) - reading.threshold for score in reach))
         seen, unseen = (max(score, 1e-6) for score in reach)
         return min(_UNSEEN, max(1.0, seen / unseen))
@@ -232,6 +232,6 @@ def _host(
 
 
 def _each(
-    readers: Iterable[int], thresholds: Iterable[float], leaning: int | None
+    readers: Iterable[int], thresholds: Iterable[float], *, leaning: bool = False
 ) -> list[Reading]:
     return [Reading(reader, threshold, leaning) for reader in readers for threshold in thresholds]

@@ -127,9 +127,9 @@ def _forward(
     effects = _effects(depths, texts, layer, layer)
     more = len(settings.bounded_thresholds) if post_norm else 0
     readings, groups = _READERS * (len(settings.forward_thresholds) + more), 1
-    if not post_norm:  # the leaning beside the description as well; before the last layer two ways
+    if not post_norm:  # the leaning beside the description as well
         last = layer == depths.layers - 1
-        readings, groups = (2 * readings, 2) if last else (readings + 2 * _READERS, 4)
+        readings, groups = (2 * readings, 2) if last else (readings + _READERS, 3)
     weaker = groups * len(recipe._SHARES)
     others = (readings - 1) * bisection_steps(post_norm=post_norm, again=True)
     measures = bisection_steps(post_norm=post_norm) + others + readings + weaker + 1

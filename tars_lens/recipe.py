@@ -158,7 +158,7 @@ def forward_part(
     edits = neuron.edits(choice)
     chosen = {
         "reader": ("prompts", "copies")[choice.reading.reader],
-        "gated_by": "description" if choice.reading.leaning is None else "leaning",
+        "gated_by": "leaning" if choice.reading.leaning else "description",
         "threshold": choice.reading.threshold,
         "strength": neuron.strength(choice) * neuron.natural,
         "left_on_validation": trials.left(edits),
@@ -169,9 +169,9 @@ def forward_part(
 
 def _chosen(neuron: LateNeuron, trials: Trials) -> tuple[Choice, dict[str, Any]]:
     """The reading to use, and its side effects; the quietest where none reaches the goal."""
-    groups = [[Choice(reading) for reading in group] for group in neuron.readings()]
     known: dict[Choice, dict[str, Any]] = {}
-    for enough in (neuron.silences, neuron.reached):
+    for quiet, enough in ((True, neuron.silences), (False, neuron.reached)):
+        groups = [[Choice(one) for one in group] for group in neuron.readings(quiet=quiet)]
         best: tuple[Choice, dict[str, Any]] | None = None
         for group in groups:
             if not any(enough(choice) for choice in group):

@@ -58,7 +58,7 @@ class Study:
     write_target: Float[Tensor, " d_model"]
     forward: dict[int, tuple[Discriminant, ...]]
     reach: dict[int, tuple[Reach, ...]]
-    leaning: dict[int, tuple[Discriminant, ...]]
+    leaning: dict[int, Discriminant]
     reverse: dict[int, NameReader]
     named: Named
     main_names: tuple[str, ...]
@@ -107,7 +107,7 @@ def study(
         ),
         forward={layer: late.description for layer, late in forward.items()},
         reach={layer: late.reach for layer, late in forward.items()},
-        leaning={layer: at.leaning for layer, at in forward.items()},
+        leaning={layer: at.leaning for layer, at in forward.items() if at.leaning is not None},
         reverse=reverse,
         named=named,
         main_names=main_names(concept),

@@ -62,8 +62,8 @@ def test_half_said_names_join_the_readers_where_they_would_be_passed_over(tiny):
     assert float(without.score(state)) < max(settings.forward_thresholds)
     joined = late([strange])
     assert float(joined.description[0].score(state)) > float(without.score(state)) + 0.2
-    assert float(joined.leaning[0].score(state)) > float(plain.leaning[0].score(state))
-    assert float(joined.leaning[0].score(state)) >= 0.99
+    assert float(joined.leaning.score(state)) > float(plain.leaning.score(state))
+    assert float(joined.leaning.score(state)) >= 0.99
 
 
 def test_a_name_of_one_word_is_never_half_said(tiny):
