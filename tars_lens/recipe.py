@@ -192,9 +192,10 @@ def _quietest(
     enough: Callable[[Choice], bool],
     known: dict[Choice, dict[str, Any]],
 ) -> tuple[Choice, dict[str, Any]]:
-    """The first choice that keeps the budgets, else the quietest, with less margin."""
+    """The first choice that keeps the budgets, else the quietest, with less margin if that does."""
     choice, limits = trials.first_quiet(neuron.edits, choices, enough, known)
     if "over_budget" not in limits:
         return choice, limits
     weaker = [choice, *(choice._replace(share=share) for share in _SHARES)]
-    return trials.first_quiet(neuron.edits, weaker, enough, known)
+    less, then = trials.first_quiet(neuron.edits, weaker, enough, known)
+    return (choice, limits) if "over_budget" in then else (less, then)

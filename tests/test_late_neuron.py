@@ -70,8 +70,8 @@ def test_an_earlier_layer_goes_on_to_copies_when_all_else_fails(neuron):
         ({1, 2}, {0: 0.1, 1: 0.5, 2: 0.1}, (1, 1.0)),  # what doesn't reach the goal is passed over
         ({0, 1, 2}, {0: 1.2, 1: 0.1, 2: 0.1}, (0, 0.7)),  # a little less before another is tried
         ({0, 1, 2}, {0: 4.0, 1: 0.9, 2: 0.1}, (1, 1.0)),
-        ({0, 1, 2}, {0: 4.0, 1: 9.0, 2: 8.0}, (0, 0.5)),  # none keeps them: the quietest
-        ({0, 2}, {0: 9.0, 1: 0.1, 2: 4.0}, (2, 0.5)),
+        ({0, 1, 2}, {0: 4.0, 1: 9.0, 2: 8.0}, (0, 1.0)),  # none keeps them: the quietest
+        ({0, 2}, {0: 9.0, 1: 0.1, 2: 4.0}, (2, 1.0)),
         (set(), {0: 0.8, 1: 0.2, 2: 0.4}, (1, 1.0)),  # none reaches it: the quietest
     ],
 )
