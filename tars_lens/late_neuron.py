@@ -106,29 +106,23 @@ class LateNeuron:
             return STRENGTHS[-1]
         return LARGEST_BY_BOTH if reading.leaning else LARGEST
 
-    def readings(self, *, quiet: bool = True) -> list[list[Reading]]:
+    def readings(self) -> list[list[Reading]]:
         """What is tried, in order; a further group where none of those before it will do.
 
         In the last layer the leaning is read by all means before the description alone. Before
         that the reader of the prompts comes first, as that of copies is the louder one: of text
         that nothing was chosen on it gave Sherlock Holmes a p99 of 0.083, the prompts' 0.001 to
-        0.014 (SmolLM2-135M). A leaning leaves much the same at each threshold.
-
-        Args:
-            quiet: Whether the description alone is tried at the highest threshold first, where it
-                disturbs less (p99 0.006, not 0.055 for Einstein), or at the lowest, where it reads
-                more.
+        0.014 (SmolLM2-135M). A leaning leaves much the same at each threshold there.
         """
         thresholds = self.trials.settings.late_thresholds(self.lens.bounds_writes)
         readers = range(len(self.readers))
         if self.leaning is None:
             return [_each(readers, thresholds)]
-        alone = sorted(thresholds, reverse=quiet)
         if self.is_last:
-            return [_each(readers, thresholds, leaning=True), _each(readers, alone)]
+            return [_each(readers, thresholds, leaning=True), _each(readers, thresholds)]
         first, rest = readers[:1], readers[1:]
         by_both, by_one = (_each(r, thresholds[:1], leaning=True) for r in (first, rest))
-        return [by_both, _each(first, alone), [*by_one, *_each(rest, alone)]]
+        return [by_both, _each(first, thresholds), [*by_one, *_each(rest, thresholds)]]
 
     def edits(self, choice: Choice) -> Edits:
         """Its rows."""
@@ -139,14 +133,18 @@ class LateNeuron:
         return self._measured(choice.reading, self.strength(choice)) <= self.goal
 
     def silences(self, choice: Choice) -> bool:
-        """Whether it is gone in the end as well, at every prompt that may be looked at."""
+        """Whether it is gone in the end as well, at every prompt that may be looked at.
+
+        Before the last layer the goal is that of the lens: a neuron at which the card's own prompts
+        had met it left 0.38 of Harry Potter on validation text.
+        """
         if not self.reached(choice):
             return False
         if self.is_last:
             return True
         if choice not in self._silent:
             left = self.trials.left(self.edits(choice))
-            self._silent[choice] = left <= self.trials.settings.goal
+            self._silent[choice] = left <= self.goal
         return self._silent[choice]
 
     def strength(self, choice: Choice) -> float:

@@ -14,7 +14,7 @@ from tars_lens.settings import Settings
 from tars_lens.windows import STATISTICS_WINDOWS, WIDTH
 
 _READERS = 2  # of each forward layer: from the concept prompts, and from copies of the answer too
-_PLAIN = float(trials._PLAIN * trials._WIDTH)  # tokens of plain text that every trial reads
+_PLAIN = float(trials._PLAIN * WIDTH)  # tokens of plain text that every trial reads
 
 
 @dataclass(frozen=True)

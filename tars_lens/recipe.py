@@ -170,8 +170,8 @@ def forward_part(
 def _chosen(neuron: LateNeuron, trials: Trials) -> tuple[Choice, dict[str, Any]]:
     """The reading to use, and its side effects; the quietest where none reaches the goal."""
     known: dict[Choice, dict[str, Any]] = {}
-    for quiet, enough in ((True, neuron.silences), (False, neuron.reached)):
-        groups = [[Choice(one) for one in group] for group in neuron.readings(quiet=quiet)]
+    groups = [[Choice(reading) for reading in group] for group in neuron.readings()]
+    for enough in (neuron.silences, neuron.reached):
         best: tuple[Choice, dict[str, Any]] | None = None
         for group in groups:
             if not any(enough(choice) for choice in group):
