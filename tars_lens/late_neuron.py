@@ -19,6 +19,7 @@ from tars_lens.trials import Trials
 from tars_lens.weights import Edits
 
 _UNSEEN = 2.0
+_AUDIBLE = 0.05
 
 
 class Reading(NamedTuple):
@@ -135,8 +136,8 @@ class LateNeuron:
     def silences(self, choice: Choice) -> bool:
         """Whether it is gone in the end as well, at every prompt that may be looked at.
 
-        Before the last layer the goal is that of the lens: a neuron at which the card's own prompts
-        had met it left 0.38 of Harry Potter on validation text.
+        Before the last layer less than 0.05 will do: a neuron that the lens at the card's own
+        prompts had passed left 0.38 of Harry Potter on validation text.
         """
         if not self.reached(choice):
             return False
@@ -144,7 +145,7 @@ class LateNeuron:
             return True
         if choice not in self._silent:
             left = self.trials.left(self.edits(choice))
-            self._silent[choice] = left <= self.goal
+            self._silent[choice] = left <= _AUDIBLE
         return self._silent[choice]
 
     def strength(self, choice: Choice) -> float:

@@ -192,10 +192,9 @@ def _quietest(
     enough: Callable[[Choice], bool],
     known: dict[Choice, dict[str, Any]],
 ) -> tuple[Choice, dict[str, Any]]:
-    """The first choice that keeps the budgets, else the quietest, with less margin if that does."""
+    """The first choice that keeps the budgets, else the quietest, with less margin."""
     choice, limits = trials.first_quiet(neuron.edits, choices, enough, known)
     if "over_budget" not in limits:
         return choice, limits
     weaker = [choice, *(choice._replace(share=share) for share in _SHARES)]
-    less, then = trials.first_quiet(neuron.edits, weaker, enough, known)
-    return (choice, limits) if "over_budget" in then else (less, then)
+    return trials.first_quiet(neuron.edits, weaker, enough, known)
