@@ -110,17 +110,18 @@ class LateNeuron:
     def readings(self) -> list[list[Reading]]:
         """What is tried, in order; a further group where none of those before it will do.
 
-        In the last layer the leaning is read by all means before the description alone. Before
-        that the reader of the prompts comes first, as that of copies is the louder one: of text
-        that nothing was chosen on it gave Sherlock Holmes a p99 of 0.083, the prompts' 0.001 to
-        0.014 (SmolLM2-135M). A leaning leaves much the same at each threshold there.
+        In the last layer the leaning is read before the description alone, and that comes before
+        less strength (of Shakespeare that left 0.0001, less strength 0.019). Before the last layer
+        the reader of the prompts comes first, as that of copies is the louder one: of text that
+        nothing was chosen on it gave Sherlock Holmes a p99 of 0.083, the prompts' 0.001 to 0.014
+        (SmolLM2-135M). A leaning leaves much the same at each threshold there.
         """
         thresholds = self.trials.settings.late_thresholds(self.lens.bounds_writes)
         readers = range(len(self.readers))
         if self.leaning is None:
             return [_each(readers, thresholds)]
         if self.is_last:
-            return [_each(readers, thresholds, leaning=True), _each(readers, thresholds)]
+            return [[*_each(readers, thresholds, leaning=True), *_each(readers, thresholds)]]
         first, rest = readers[:1], readers[1:]
         by_both, by_one = (_each(r, thresholds[:1], leaning=True) for r in (first, rest))
         return [by_both, _each(first, thresholds), [*by_one, *_each(rest, thresholds)]]

@@ -129,7 +129,7 @@ def _forward(
     readings, groups = _READERS * (len(settings.forward_thresholds) + more), 1
     if not post_norm:  # the leaning beside the description as well
         last = layer == depths.layers - 1
-        readings, groups = (2 * readings, 2) if last else (readings + _READERS, 3)
+        readings, groups = (2 * readings, 1) if last else (readings + _READERS, 3)
     weaker = groups * len(recipe._SHARES)
     others = (readings - 1) * bisection_steps(post_norm=post_norm, again=True)
     measures = bisection_steps(post_norm=post_norm) + others + readings + weaker + 1

@@ -41,9 +41,10 @@ def neuron(place):
 
 
 def test_the_last_layer_reads_the_leaning_before_the_description_alone(neuron):
-    first, then = neuron.readings()
-    assert first == [Reading(r, t, True) for r in (0, 1) for t in (LOW, HIGH)]
-    assert then == [Reading(r, t) for r in (0, 1) for t in (LOW, HIGH)]
+    (only,) = neuron.readings()
+    assert only == [
+        Reading(r, t, both) for both in (True, False) for r in (0, 1) for t in (LOW, HIGH)
+    ]
 
 
 def test_without_a_leaning_every_reader_is_tried_at_every_threshold_in_order(neuron):
