@@ -11,6 +11,22 @@ from torch import Tensor
 
 from tars_lens.lens import Lens, Point
 from tars_lens.neutral import Neutral
+from tars_lens.settings import HostName
+
+
+def host_neuron(
+    lens: Lens,
+    neutral: Neutral,
+    layer: int,
+    taken: Collection[tuple[int, int]],
+    kind: HostName,
+    texts: Sequence[str],
+    direction: Float[Tensor, " d_model"],
+) -> int:
+    """The neuron of a layer that is given up: `idle_neuron`, or `carrying_neuron`."""
+    if kind == "carrier":
+        return carrying_neuron(lens, layer, taken, texts, direction)
+    return idle_neuron(lens, neutral, layer, taken)
 
 
 def idle_neuron(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tars_lens.discriminant import Discriminant
 from tars_lens.forward_readers import Reach
-from tars_lens.host import carrying_neuron, idle_neuron
+from tars_lens.host import host_neuron
 from tars_lens.lens import Lens
 from tars_lens.neuron import capped_rows, reading_rows, write_scale, writing_row
 from tars_lens.neutral import Neutral
@@ -82,10 +82,11 @@ class LateNeuron:
         capped: bool,
     ) -> "LateNeuron":
         """Finds its hosts; see `recipe.forward_part`."""
-        neurons: tuple[int, ...] = (_host(lens, study, neutral, trials, layer, taken),)
+        carried = trials.settings.host, study.known_prompts, study.write_target
+        neurons: tuple[int, ...] = (host_neuron(lens, neutral, layer, taken, *carried),)
         if capped:
             used = {*taken, (layer, neurons[0])}
-            neurons += (_host(lens, study, neutral, trials, layer, used),)
+            neurons += (host_neuron(lens, neutral, layer, used, *carried),)
         read = study.forward[layer], study.reach[layer], study.leaning.get(layer)
         natural = write_scale(lens, layer, neutral)
         return cls(lens, trials, layer, neurons, *read, study.write_target, natural)
@@ -216,19 +217,6 @@ class LateNeuron:
             reach = Reach(*(min(score, self._cap) - reading.threshold for score in reach))
         seen, unseen = (max(score, 1e-6) for score in reach)
         return min(_UNSEEN, max(1.0, seen / unseen))
-
-
-def _host(
-    lens: Lens,
-    study: Study,
-    neutral: Neutral,
-    trials: Trials,
-    layer: int,
-    taken: Collection[tuple[int, int]],
-) -> int:
-    if trials.settings.host == "carrier":
-        return carrying_neuron(lens, layer, taken, study.known_prompts, study.write_target)
-    return idle_neuron(lens, neutral, layer, taken)
 
 
 def _each(

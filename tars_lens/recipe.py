@@ -12,7 +12,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from tars_lens.host import carrying_neuron, idle_neuron
+from tars_lens.host import host_neuron
 from tars_lens.late_neuron import Choice, LateNeuron
 from tars_lens.lens import Lens
 from tars_lens.neuron import reading_rows, writing_row
@@ -66,8 +66,10 @@ def reverse_part(
     layer 3, and of its attributes 1.0 and 0.01 are left.)
     """
     settings, thresholds = trials.settings, trials.settings.reverse_thresholds
+    names = [text for form in study.named.forms for text in form]
     neurons = {
-        layer: _name_host(lens, study, neutral, settings, layer, taken) for layer in study.reverse
+        layer: host_neuron(lens, neutral, layer, taken, settings.host, names, name.target)
+        for layer, name in study.reverse.items()
     }
     scale = {
         layer: _OUTWEIGHS * float(neutral.mlp_norm[layer]) if lens.bounds_writes else name.norm
@@ -95,20 +97,6 @@ def reverse_part(
             **limits,
         },
     )
-
-
-def _name_host(
-    lens: Lens,
-    study: Study,
-    neutral: Neutral,
-    settings: Settings,
-    layer: int,
-    taken: Collection[tuple[int, int]],
-) -> int:
-    if settings.host == "carrier":
-        texts = [text for form in study.named.forms for text in form]
-        return carrying_neuron(lens, layer, taken, texts, study.reverse[layer].target)
-    return idle_neuron(lens, neutral, layer, taken)
 
 
 def _where_unread(

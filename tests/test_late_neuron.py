@@ -3,19 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from tiny_concept import world
+from tiny_concept import studied_world
 
-from tars_lens.concept import Concept
-from tars_lens.corpus import load_corpus
 from tars_lens.late_neuron import Choice, LateNeuron, Reading
-from tars_lens.loading import load
-from tars_lens.neutral import Neutral
 from tars_lens.recipe import _chosen
 from tars_lens.settings import Settings
-from tars_lens.study import study
 from tars_lens.trials import Trials
-from tars_lens.unembedding import Unembedding
-from tars_lens.windows import cut
 
 LOW, HIGH = Settings().forward_thresholds
 
@@ -23,12 +16,7 @@ LOW, HIGH = Settings().forward_thresholds
 @pytest.fixture(scope="module")
 def place():
     """The tiny world's model, and all that a late neuron in its last layer is made from."""
-    lens = load(world().model, progress=False)
-    windows = cut(lens, load_corpus(str(world().corpus)), reported_tokens=512)
-    settings = Settings()
-    neutral = Neutral.fit(lens, windows.statistics, settings.layers(lens.n_layers))
-    card = Concept.load(world().card)
-    studied = study(lens, card, neutral, Unembedding.fit(lens), settings)
+    lens, card, windows, neutral, settings, studied = studied_world()
     last = lens.n_layers - 1
     trials = Trials.of(lens, card, studied.known_prompts, studied.tokens, windows, settings, last)
     return lens, studied, neutral, trials, last

@@ -21,7 +21,7 @@ from tars_lens.windows import WIDTH, cut
 _NEAR = ("w0", "w8")
 """The names on the card: the tiny vocabulary has no words of its own."""
 
-_LEAST = 1 / 6
+_LEAST = 1 / 5
 """The share of a choice's most that one needs where the first reading keeps the budgets."""
 
 

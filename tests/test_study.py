@@ -6,14 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny import tiny_lens
-from tiny_concept import world
+from tiny_concept import studied_world
 
 from tars_lens.concept import Concept
-from tars_lens.corpus import load_corpus
 from tars_lens.forward_readers import at_end
 from tars_lens.host import carrying_neuron
 from tars_lens.lens import Lens, Point
-from tars_lens.loading import load
 from tars_lens.name_readers import BARE_FRAMES, FRAMES, NameTexts, main_names, name_readers
 from tars_lens.neutral import Neutral
 from tars_lens.recipe import forward_part, reverse_part
@@ -23,19 +21,12 @@ from tars_lens.study import study
 from tars_lens.trials import Trials
 from tars_lens.unembedding import Unembedding
 from tars_lens.weights import written
-from tars_lens.windows import cut
 
 
 @pytest.fixture(scope="module")
 def place():
     """The tiny world's model, card, text and statistics."""
-    lens = load(world().model, progress=False)
-    windows = cut(lens, load_corpus(str(world().corpus)), reported_tokens=512)
-    settings = Settings()
-    neutral = Neutral.fit(lens, windows.statistics, settings.layers(lens.n_layers))
-    concept = Concept.load(world().card)
-    studied = study(lens, concept, neutral, Unembedding.fit(lens), settings)
-    return lens, concept, windows, neutral, settings, studied
+    return studied_world()
 
 
 def _trials(place, layer, **changes):

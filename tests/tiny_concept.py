@@ -13,7 +13,15 @@ from safetensors.torch import load_file, save_file
 from tiny import WORDS, save_checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from tars_lens.concept import Concept
+from tars_lens.corpus import load_corpus
+from tars_lens.lens import Lens
 from tars_lens.loading import load
+from tars_lens.neutral import Neutral
+from tars_lens.settings import Settings
+from tars_lens.study import Study, study
+from tars_lens.unembedding import Unembedding
+from tars_lens.windows import Windows, cut
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,17 @@ def world() -> World:
         folder / "texts",
         folder / "cache",
     )
+
+
+def studied_world() -> tuple[Lens, Concept, Windows, Neutral, Settings, Study]:
+    """The world's model, its card, its text cut, statistics of that, and what is gathered."""
+    lens = load(world().model, progress=False)
+    windows = cut(lens, load_corpus(str(world().corpus)), reported_tokens=512)
+    settings = Settings()
+    neutral = Neutral.fit(lens, windows.statistics, settings.layers(lens.n_layers))
+    concept = Concept.load(world().card)
+    found = study(lens, concept, neutral, Unembedding.fit(lens), settings)
+    return lens, concept, windows, neutral, settings, found
 
 
 def write_text(file: Path, count: int, *, seed: int, words: list[str]) -> None:
