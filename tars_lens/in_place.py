@@ -23,7 +23,7 @@ from tars_lens import cache
 from tars_lens.checkpoint_stack import RECORD, check_new, record_name, recorded_patches, without
 from tars_lens.checkpoints import JOURNAL
 from tars_lens.errors import TarsError
-from tars_lens.export import check_fits, check_written, final_bits, mismatch, write_slot
+from tars_lens.export import check_fits, final_bits, mismatch, unread, write_slot
 from tars_lens.files import whole_file
 from tars_lens.folders import make_private
 from tars_lens.layout import Slot, checkpoint_slots
@@ -88,7 +88,7 @@ def recover(folder: Path | str) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class _Change:
+class Change:
     """New rows of one matrix, and what is known of its base."""
 
     rows: PatchRows  # its `old` is what stands in the file now
@@ -118,9 +118,8 @@ def _rewrite(folder: Path, before: list[Patch], after: list[Patch], force: bool)
     _write_journal(folder, changes, names)
     try:
         for place, change in changes.items():
-            write_slot(slots[place], change.rows)
-            bits = _patch_bits(slots[place], change.rows)
-            check_written(slots[place], bits, change.base, change.digest)
+            write_slot(slots[place], change.rows, flush=True)
+            check_written(slots[place], change)
         for name, patch in new.items():
             patch.save(folder / RECORD / name)
     except OSError as error:
@@ -136,16 +135,16 @@ def _rewrite(folder: Path, before: list[Patch], after: list[Patch], force: bool)
 
 def _changes(
     folder: Path, slots: dict[Place, Slot], before: list[Patch], after: list[Patch], force: bool
-) -> dict[Place, _Change]:
+) -> dict[Place, Change]:
     """What is to be written where, once the base is proven to be that of the new patches."""
     undo = [replace(p, edits={k: _undone(r) for k, r in p.edits.items()}) for p in before[::-1]]
     if not undo and not after:
         return {}
     known = {patch.sha256 for patch in before}
-    changes: dict[Place, _Change] = {}
+    changes: dict[Place, Change] = {}
     for place, rows in merge([*undo, *after]).edits.items():
         slot, neurons = slots[place], rows.neurons.tolist()
-        whole = np.array(slot.view(slot.tensor.bits()), order="C")
+        whole = slot.matrix()
         now = whole[neurons]
         for neuron, row in final_bits(undo, place, slot, "new").items():
             whole[neuron] = row
@@ -160,8 +159,23 @@ def _changes(
             if problem:
                 logger.warning("%s is forced onto another base: %s", patch.label, problem)
         old = _as_tensor(now, slot)
-        changes[place] = _Change(replace(rows, old=old), whole[neurons], digest)
+        changes[place] = Change(replace(rows, old=old), whole[neurons], digest)
     return changes
+
+
+def check_written(slot: Slot, change: Change) -> None:
+    """Reads a matrix back: it holds the new rows, and with the base's put back it is the base.
+
+    Raises:
+        TarsError: The disk doesn't hold what was written to it.
+    """
+    found, neurons = slot.matrix(), change.rows.neurons.tolist()
+    as_written = all(
+        np.array_equal(found[neuron], row) for neuron, row in _patch_bits(slot, change.rows).items()
+    )
+    found[neurons] = change.base
+    if not as_written or hashlib.sha256(found.data).hexdigest() != change.digest:
+        raise unread(slot)
 
 
 def _undone(rows: PatchRows) -> PatchRows:
@@ -186,7 +200,7 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _write_journal(folder: Path, changes: dict[Place, _Change], record: list[str]) -> None:
+def _write_journal(folder: Path, changes: dict[Place, Change], record: list[str]) -> None:
     """Writes the rows as they stand, and the record's files as they are to be, down to the disk."""
     tensors: dict[str, Tensor] = {}
     for (layer, role), change in changes.items():
@@ -222,7 +236,8 @@ def _recover(folder: Path) -> bool:
         if f"{key}.rows" in tensors:
             rows = tensors[f"{key}.rows"]
             nothing = torch.full((len(rows),), torch.nan)
-            write_slot(slot, PatchRows(tensors[f"{key}.neurons"], rows, rows, nothing))
+            old = PatchRows(tensors[f"{key}.neurons"], rows, rows, nothing)
+            write_slot(slot, old, flush=True)
     if tensors:
         logger.warning("an interrupted write to %s is undone.", folder)
     for file in (folder / RECORD).glob("*.safetensors"):

@@ -106,10 +106,16 @@ class Slot:
             whole = whole[middle:] if self.half else whole[:middle]
         return whole.T if self.transposed else whole
 
+    def matrix(self) -> np.ndarray:
+        """A copy of the `[d_mlp, d_model]` matrix, as unsigned integers in the rows' order."""
+        whole = self.tensor.bits("c")  # torch wants a map that might be written to
+        kind = whole.dtype
+        rows = torch.from_numpy(self.view(whole.view(f"<i{kind.itemsize}")))
+        return rows.clone(memory_format=torch.contiguous_format).numpy().view(kind)
+
     def sha256(self) -> str:
         """The same as `Lens.tensor_sha256` of this matrix in the model."""
-        rows = np.ascontiguousarray(self.view(self.tensor.bits()))
-        return hashlib.sha256(rows.data).hexdigest()
+        return hashlib.sha256(self.matrix().data).hexdigest()
 
 
 def checkpoint_slots(folder: Path | str) -> dict[Place, Slot]:

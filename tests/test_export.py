@@ -183,12 +183,28 @@ def test_a_folder_that_holds_something_is_refused(base, patch, tmp_path):
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_an_interrupted_export_leaves_nothing(base, patch, tmp_path, monkeypatch, stop):
-    def fail(_slot, _rows):
+    def fail(*_args):
         raise stop
 
     monkeypatch.setattr(export_module, "write_slot", fail)
     expected = TarsError if isinstance(stop, OSError) else KeyboardInterrupt
     with pytest.raises(expected, match="No space left" if expected is TarsError else None):
+        export(patch, base[0], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("row", [0, 5])
+def test_a_disk_that_does_not_hold_what_was_written_is_found_out(
+    base, patch, tmp_path, monkeypatch, row
+):
+    real = export_module.write_slot
+
+    def damage(slot, rows):
+        real(slot, rows)
+        slot.view(slot.tensor.bits("r+"))[row, 3] ^= 1
+
+    monkeypatch.setattr(export_module, "write_slot", damage)
+    with pytest.raises(TarsError, match="doesn't read back"):
         export(patch, base[0], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

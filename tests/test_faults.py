@@ -121,7 +121,7 @@ module.export(Patch.load(sys.argv[1]), sys.argv[2], sys.argv[3])
     [
         ("module", "copy_checkpoint"),
         ("module", "write_slot"),
-        ("module", "check_written"),
+        ("module", "check_copied"),
         ("os", "replace"),
     ],
 )

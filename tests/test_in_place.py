@@ -96,11 +96,11 @@ def test_an_interrupted_write_is_undone_at_once(base, monkeypatch, stop, where):
     patch, real = random_patch(lens, WHERE), getattr(in_place, where)
     calls = []
 
-    def fail(*args):
+    def fail(*args, **options):
         calls.append(args)
         if len(calls) == 2:
             raise stop
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(in_place, where, fail)
     expected = TarsError if isinstance(stop, OSError) else KeyboardInterrupt
@@ -127,11 +127,11 @@ sys.path.insert(0, {tests!r})
 from tars_lens import {module} as module
 from tars_lens.patch import Patch
 real, calls = module.{where}, []
-def die(*args):
+def die(*args, **options):
     calls.append(args)
     if len(calls) == {call}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args)
+    return real(*args, **options)
 module.{where} = die
 module.{run}
 """
