@@ -58,7 +58,7 @@ class Erasure:
     divergence: Divergence | None = None
 
     def save(self, folder: Path | str) -> None:
-        """Writes a patch file each, `report.json` and the tables as CSV.
+        """Writes a patch file each, the tables as CSV, and `report.json`, which names them.
 
         Raises:
             TarsError: The folder can't be written.
@@ -68,7 +68,7 @@ class Erasure:
             patch.save(folder / f"{patch.label}.safetensors")
         for name, table in self.tables.items():
             write_text(folder / f"{name}.csv", table.to_csv(index=False))
-        write_json(folder / "report.json", self.report)
+        write_json(folder / "report.json", {**self.report, "tables": sorted(self.tables)})
 
 
 def erase(
@@ -112,12 +112,17 @@ def erase(
     finally:
         for patch in stack.applied_patches(lens):
             patch.revert(lens)
-    patches = tuple(removal.patch for removal in removals)
-    divergence = _divergence(lens, patches, windows, say) if kl_tokens else None
+    made = tuple(removal.patch for removal in removals)
+    divergence = _divergence(lens, made, windows, say) if kl_tokens else None
     say("verifying", 0, 1)
-    verified = verify(lens, patches)
+    verified = verify(lens, made)
     say("verifying", 1, 1)
     forms = [f for c in concepts for f in (*c.names, *c.surface_forms)]
+    kl, probes = divergence.figures(forms) if divergence else None, list(map(probe_figures, afters))
+    patches = tuple(
+        patch.with_figures({"removed": [p.label for p in made], "probes": figures, "kl": kl})
+        for patch, figures in zip(made, probes, strict=True)
+    )
     report = {
         "schema": SCHEMA,
         "model": describe_model(lens),
@@ -127,13 +132,15 @@ def erase(
                 "name": concept.name,
                 "edits": _edits(patch),
                 "parts": patch.method["parts"],
-                "probes": probe_figures(after),
+                "probes": figures,
                 "seconds": took,
                 "advice": advice(concept),
             }
-            for concept, patch, after, took in zip(concepts, patches, afters, seconds, strict=True)
+            for concept, patch, figures, took in zip(
+                concepts, patches, probes, seconds, strict=True
+            )
         ],
-        "kl": divergence.figures(forms) if divergence else None,
+        "kl": kl,
         "verified": _verified(verified),
         "cost": {"seconds": time.perf_counter() - started, "peak_rss_bytes": peak_rss_bytes()},
     }
@@ -155,10 +162,10 @@ def peak_rss_bytes() -> int:
 def _check(lens: Lens, concepts: Sequence[Concept]) -> None:
     if not concepts:
         raise TarsError("no concept was given: name at least one card.")
-    names = [concept.key for concept in concepts]
-    twice = next((n for n in names if names.count(n) > 1), None)
-    if twice is not None:
-        raise TarsError(f"the concept {twice!r} is given twice; each can be removed once.")
+    for names in ([concept.key for concept in concepts], [concept.name for concept in concepts]):
+        twice = next((n for n in names if names.count(n) > 1), None)
+        if twice is not None:
+            raise TarsError(f"the concept {twice!r} is given twice; each can be removed once.")
     if stack.applied_patches(lens):
         raise TarsError("patches are applied to the model: revert them, erase starts at the base.")
 

@@ -139,6 +139,12 @@ def test_a_concept_given_twice_is_refused(tmp_path):
     assert "'first' is given twice" in refused(tmp_path / "out", world().card)
 
 
+def test_two_cards_of_one_name_are_refused(tmp_path):
+    again = tmp_path / "again.toml"
+    again.write_text(Path(world().card).read_text(encoding="utf-8"), encoding="utf-8")
+    assert "is given twice" in refused(tmp_path / "out", again)
+
+
 def test_a_prompt_that_does_not_lead_there_is_told_its_rank(tmp_path):
     model = save_wordy_checkpoint(tmp_path / "wordy")
     lens, prompt = load(model, progress=False), "w3 w14 w15"

@@ -103,6 +103,9 @@ def test_the_patches_are_what_the_report_says(done, report):
         frame = patch.to_frame()[["layer", "role", "neuron"]]
         edits = [{k: e[k] for k in ("layer", "role", "neuron")} for e in concept["edits"]]
         assert frame.to_dict("records") == edits
+        assert patch.figures["probes"] == concept["probes"]
+        assert patch.figures["kl"] == report["kl"]
+        assert patch.figures["removed"] == ["first", "second"]
     again = verify(lens, patches)
     assert again.ok
     assert again.rows_changed == report["verified"]["rows_changed"]
@@ -110,6 +113,7 @@ def test_the_patches_are_what_the_report_says(done, report):
 
 def test_the_tables_are_those_of_the_report(done, report):
     out, _ = done
+    assert report["tables"] == sorted(file.stem for file in out.glob("*.csv"))
 
     def rows(name):
         with (out / f"{name}.csv").open(encoding="utf-8", newline="") as file:

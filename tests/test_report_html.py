@@ -12,6 +12,7 @@ from tars_lens.cli import app
 from tars_lens.errors import TarsError
 from tars_lens.report.figures import kl_histogram
 from tars_lens.report.html import write_report
+from tars_lens.report.run import load_run
 
 NAMES = ("Sherlock Holmes", "Saturn", "Paris", "Albert Einstein", '"><script>alert(1)</script>')
 VOID = {"meta", "link", "br", "hr", "img", "wbr", "input"}
@@ -279,6 +280,7 @@ def _without(report, *path):
             "concepts.1.probes.reverse.kept is missing",
         ),
         (json.dumps({**_report(), "cost": {"seconds": "x", "peak_rss_bytes": 1}}), "cost.seconds"),
+        (json.dumps({**_report(), "tables": 5}), "tables is no list"),
     ],
 )
 def test_a_folder_that_is_no_run_is_one_message(content, message, tmp_path):
@@ -287,6 +289,13 @@ def test_a_folder_that_is_no_run_is_one_message(content, message, tmp_path):
     with pytest.raises(TarsError, match=message):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_table_of_an_earlier_run_is_not_drawn(tmp_path):
+    frames.depth(NAMES).to_csv(tmp_path / "depth.csv", index=False)
+    frames.interference().to_csv(tmp_path / "interference.csv", index=False)
+    (tmp_path / "report.json").write_text(json.dumps({**_report(), "tables": ["interference"]}))
+    assert set(load_run(tmp_path).tables) == {"interference"}
 
 
 @pytest.mark.parametrize(

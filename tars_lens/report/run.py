@@ -88,7 +88,7 @@ class Run:
 
 
 def load_run(folder: Path | str) -> Run:
-    """Reads a run's report and tables; a table that isn't there is left out.
+    """Reads a run's report and tables; one that isn't there, or is of an earlier run, is left out.
 
     Raises:
         TarsError: No such folder, no `report.json` in it, one of another schema or shape, or a
@@ -97,9 +97,10 @@ def load_run(folder: Path | str) -> Run:
     folder = Path(folder)
     report = _report(folder)
     tables = {}
+    named = report.get("tables", list(_TABLES))
     for name in _TABLES:
         path = folder / f"{name}.csv"
-        if path.is_file():
+        if name in named and path.is_file():
             table = _table(path, name)
             if len(table):
                 tables[name] = table
@@ -134,6 +135,7 @@ def _report(folder: Path) -> dict[str, Any]:
     if not wrong and report["kl"] is not None:
         wrong = _differs(report["kl"], {**_KL, "elsewhere": dict}, "kl.")
         wrong = wrong or _differs(report["kl"]["elsewhere"], {**_KL, "corpus": object}, "")
+    wrong = wrong or _differs(report.get("tables", ["probes"]), [str], "tables.")
     if wrong:
         raise TarsError(f"{str(path)!r} is not a run's report: {wrong}. Run erase again.")
     return report
