@@ -449,6 +449,19 @@ def test_a_model_with_patches_on_it_is_no_base(tiny, card, patch):
         Base(tiny, [card], load_corpus(world().corpus), SMALL, seed=0)
 
 
+def test_a_card_given_twice_counts_once_and_two_of_one_name_are_refused(tiny, card, base):
+    texts = load_corpus(world().corpus)
+    again = Concept.from_dict(card.to_dict())  # as a patch holds it: of no file
+    assert again != card
+    twice = Base(tiny, [card, again], texts, SMALL, seed=0)
+    assert twice.concepts == (card,)
+    values = _values(Context(twice, untouched()), "forward", "attack")
+    assert values == _values(Context(base, untouched()), "forward", "attack")
+    other = replace(card, prompt="w1 w2")
+    with pytest.raises(TarsError, match=f"two different cards are named '{card.name}': "):
+        Base(tiny, [card, other], texts, SMALL, seed=0)
+
+
 def test_items_are_tidy(run):
     for found in run[0].results.values():
         for result in found.values():

@@ -30,13 +30,13 @@ class Base:
 
     Args:
         lens: The base, with no patch on it.
-        concepts: The cards of what was removed.
+        concepts: The cards of what was removed; a card that is given twice counts once.
         corpus: Plain text.
         suite: The sizes.
         seed: Of every random draw.
 
     Raises:
-        TarsError: No concept, or patches are on the model.
+        TarsError: No concept, two different cards of one name, or patches are on the model.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Base:
             )
         if stack.applied_patches(lens):
             raise TarsError("patches are applied to the model: revert them, a base has none.")
-        self.lens, self.concepts, self.suite, self.seed = lens, tuple(concepts), suite, seed
+        self.lens, self.concepts, self.suite, self.seed = lens, _distinct(concepts), suite, seed
         self.corpus = corpus
         self.windows: Windows = cut(lens, corpus, reported_tokens=suite.windows * 256)
         self.near: Int[Tensor, "windows pos"] | None = near_windows(
@@ -117,6 +117,23 @@ class Base:
             rows = whole["kind"] == kind
             self.questions[kind] = [q for q in (*plain, *derived) if q.kind == kind]
             self.answers[kind] = whole[rows].reset_index(drop=True)
+
+
+def _distinct(concepts: Sequence[Concept]) -> tuple[Concept, ...]:
+    """Each card once, as every figure is told apart by its card's name.
+
+    Raises:
+        TarsError: Two different cards have one name.
+    """
+    found: dict[str, Concept] = {}
+    for concept in concepts:
+        first = found.setdefault(concept.name, concept)
+        if first.to_dict() != concept.to_dict():  # a patch's card has no file to be called by
+            raise TarsError(
+                f"two different cards are named {concept.name!r}: give one of the two, or rename "
+                "one of them."
+            )
+    return tuple(found.values())
 
 
 def final_stream(

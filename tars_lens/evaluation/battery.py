@@ -106,7 +106,7 @@ def evaluate(
     Args:
         lens: The base model.
         subject: What is examined: `patched`, `checkpoint` or `untouched`.
-        concepts: What was removed.
+        concepts: What was removed; a card that is given twice counts once.
         suite: `QUICK` or `FULL`.
         seed: Of controls, fine-tuning and intervals. The same seed gives the same report.
         corpus: Plain text; the built-in sample of Wikipedia by default.
@@ -116,7 +116,8 @@ def evaluate(
         advance: Told of the progress.
 
     Raises:
-        TarsError: No concept, patches on the model, or a corpus that is too short.
+        TarsError: No concept, two different cards of one name, patches on the model, or a corpus
+            that is too short.
     """
     say = advance or silent
     text = corpus or load_corpus()
@@ -125,7 +126,7 @@ def evaluate(
     with counted(lens, passes):
         base = Base(lens, concepts, text, suite, seed)
     cost = [_cost_row("base", "questions", None, passes.count, time.perf_counter() - started)]
-    others = controls_of(lens, subject, concepts, seed=seed) if with_controls else ()
+    others = controls_of(lens, subject, base.concepts, seed=seed) if with_controls else ()
     subjects = (subject, *others)
     plan = [(each, measure) for each in subjects for measure in measures_of(suite, each)]
     store = Store(keep, fingerprint(base), resume=resume)
