@@ -462,6 +462,34 @@ def test_a_card_given_twice_counts_once_and_two_of_one_name_are_refused(tiny, ca
         Base(tiny, [card, other], texts, SMALL, seed=0)
 
 
+def test_a_card_of_which_the_base_knows_nothing_has_no_figure_of_what_is_left(tiny, card):
+    never = "w1 w2 w3 w4 w5"  # no prompt of the card leads to it
+    probes = replace(
+        card.probes,
+        **{
+            kind: tuple(replace(probe, answer=never) for probe in getattr(card.probes, kind))
+            for kind in ("reverse", "neighbour", "multilingual")
+        },
+    )
+    found = _nothing_known(tiny, replace(card, answer=never, probes=probes))
+    assert found["forward"].figures["n"] == 3 and found["forward"].figures["known"] == 0
+    assert found["relearning"].figures["held_apart"] == 0
+
+
+def _nothing_known(tiny, concept):
+    """Every measure of a card of which the base knows nothing, as a whole run takes them."""
+    texts, subject = load_corpus(world().corpus), blocked(tiny, [concept])
+    options = {"suite": SMALL, "corpus": texts, "with_controls": False}
+    found = evaluate(tiny, replace(subject, name="edited", control=False), [concept], **options)
+    json.dumps(found.report, allow_nan=False)
+    assert found.score is None
+    results = found.results["edited"]
+    left = {name for name, result in results.items() if result.value is not None}
+    assert left == {"wikipedia", "fluency"}  # damage alone can be told
+    assert all(results[name].interval is None for name in results if name not in left)
+    return results
+
+
 def test_items_are_tidy(run):
     for found in run[0].results.values():
         for result in found.values():

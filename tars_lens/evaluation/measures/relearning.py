@@ -46,7 +46,7 @@ def relearning(context: Context) -> Result:
     invented = base.once("invented", lambda: _invented(context, texts))
     items = pd.DataFrame({"concept": [q.concept for q in asked], "kind": [q.kind for q in asked]})
     items["prompt"] = [q.prompt for q in asked]
-    items["held_apart"] = held
+    items["held_apart"] = pd.Series(held, dtype=bool)  # where nothing is asked as well
     with context.edited() as lens:
         items["p_after"] = trained.said(lens)
         items["p_text"] = trained(lens, texts)
