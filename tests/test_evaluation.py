@@ -476,6 +476,13 @@ def test_a_card_of_which_the_base_knows_nothing_has_no_figure_of_what_is_left(ti
     assert found["relearning"].figures["held_apart"] == 0
 
 
+def test_a_card_without_probes_has_no_figure_of_what_is_left(tiny, card):
+    bare = Concept(card.name, card.answer, card.prompt, names=card.names)
+    found = _nothing_known(tiny, bare)
+    assert (found["neighbour"].figures["n"], found["neighbour"].figures["known"]) == (0, 0)
+    assert (found["attack"].figures["facts"], found["attack"].figures["ways"]) == (0, {})
+
+
 def _nothing_known(tiny, concept):
     """Every measure of a card of which the base knows nothing, as a whole run takes them."""
     texts, subject = load_corpus(world().corpus), blocked(tiny, [concept])

@@ -28,12 +28,12 @@ def base_answers(lens: Lens, questions: Sequence[Question]) -> pd.DataFrame:
             chance[i] = p
     frame = pd.DataFrame(
         {
-            "concept": [q.concept for q in questions],
-            "kind": [q.kind for q in questions],
-            "way": [q.way for q in questions],
+            "concept": _texts([q.concept for q in questions]),
+            "kind": _texts([q.kind for q in questions]),
+            "way": _texts([q.way for q in questions]),
             "fact": pd.Series([q.fact for q in questions], dtype=int),
-            "prompt": [q.prompt for q in questions],
-            "answer": [q.answers[0] for q in questions],
+            "prompt": _texts([q.prompt for q in questions]),
+            "answer": _texts([q.answers[0] for q in questions]),
             "p_before": pd.Series(said.probability.tolist(), dtype=float),
             "known": pd.Series(said.known, dtype=bool),
             "top_before": pd.Series(said.top, dtype=bool),
@@ -75,6 +75,11 @@ def passes(lens: Lens, questions: Sequence[Question], base: pd.DataFrame) -> int
     """Forward passes that `subject_answers` makes."""
     asked = asked_rows(base)
     return runs_needed(lens, [questions[i].answers for i in asked])
+
+
+def _texts(values: list[str]) -> pd.Series:
+    """A column of text even where it is empty, which pandas would take for numbers."""
+    return pd.Series(values, dtype=str)
 
 
 _NAMING = ("reverse", "alias", "multi_hop")
