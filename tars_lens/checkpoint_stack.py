@@ -1,16 +1,23 @@
 """Patches on a checkpoint on disk: applied with a record, so that any of them can be taken out."""
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from tars_lens.errors import TarsError
-from tars_lens.export import check_fits, export, write_slot
+from tars_lens.export import check_base, check_fits, export, final_bits, write_slot
 from tars_lens.folders import copy_checkpoint, whole_folder
-from tars_lens.layout import checkpoint_slots
-from tars_lens.patch import Patch
+from tars_lens.layout import Slot, checkpoint_slots
+from tars_lens.patch import Patch, PatchRows
 from tars_lens.patch_tools import merge
+from tars_lens.weights import Place
 
 RECORD = "tars_lens_patches"
 """The folder, inside an edited checkpoint, that holds its patches in the order applied."""
@@ -31,6 +38,8 @@ def apply_to_checkpoint(
     check_new(patches, before, source)
     if not before:
         export(patches, source, out, force=force)
+        if force:
+            patches = on_base(patches, before, checkpoint_slots(source), force=True)
         _record(out, patches)
         return out
     return _rebuild(source, [*before, *patches], before, out)
@@ -57,13 +66,13 @@ def recorded_patches(folder: Path | str) -> list[Patch]:
 def check_new(patches: Sequence[Patch], before: Sequence[Patch], source: Path) -> None:
     """Refuses a patch that a checkpoint has already."""
     for patch in patches:
-        if any(patch.sha256 == other.sha256 for other in before):
+        if any(_is(patch, other) for other in before):
             raise TarsError(f"{patch.label!r} is applied to {str(source)!r} already.")
 
 
 def without(patch: Patch, before: Sequence[Patch], source: Path) -> list[Patch]:
     """The recorded patches but this one; refuses one that isn't among them."""
-    remaining = [other for other in before if other.sha256 != patch.sha256]
+    remaining = [other for other in before if not _is(patch, other)]
     if len(remaining) == len(before):
         there = ", ".join(repr(other.label) for other in before) or "none"
         raise TarsError(
@@ -72,6 +81,65 @@ def without(patch: Patch, before: Sequence[Patch], source: Path) -> list[Patch]:
             "another folder makes a plain one."
         )
     return remaining
+
+
+def on_base(
+    patches: Sequence[Patch],
+    before: Sequence[Patch],
+    slots: dict[Place, Slot],
+    *,
+    force: bool = False,
+) -> list[Patch]:
+    """Patches as a checkpoint's record keeps them: with what they replace there.
+
+    That is what a patch was made on, unless it is forced onto another base. Only with the rows,
+    the hashes and the dtype of that one can it be taken out again.
+
+    Args:
+        patches: They fit the checkpoint's shapes.
+        before: What the checkpoint has already.
+        slots: The checkpoint's matrices.
+        force: Take patches of another base, with a warning.
+
+    Raises:
+        TarsError: A patch that was made for another base.
+    """
+    edits: list[dict[Place, PatchRows]] = [{} for _ in patches]
+    hashes: list[dict[Place, str]] = [{} for _ in patches]
+    for place in sorted({place for patch in patches for place in patch.edits}):
+        slot = slots[place]
+        whole = slot.matrix()
+        for neuron, row in final_bits(before[::-1], place, slot, "old").items():
+            whole[neuron] = row
+        digest = hashlib.sha256(whole.data).hexdigest()
+        for patch, rows_by_place, hash_by_place in zip(patches, edits, hashes, strict=True):
+            if place in patch.edits:
+                check_base(patch, place, slot, digest, force)
+                rows = patch.edits[place]
+                old = as_tensor(whole[rows.neurons.numpy()], slot)
+                rows_by_place[place] = replace(rows, old=old, new=rows.new.to(slot.dtype))
+                hash_by_place[place] = digest
+    return [
+        replace(patch, edits=rows, base_sha256=found)
+        for patch, rows, found in zip(patches, edits, hashes, strict=True)
+    ]
+
+
+def as_tensor(bits: np.ndarray, slot: Slot) -> Float[Tensor, "rows d_model"]:
+    """Rows of a matrix, as `Slot.matrix` gives them, in its dtype."""
+    return torch.from_numpy(np.ascontiguousarray(bits)).view(slot.dtype)
+
+
+def _is(patch: Patch, recorded: Patch) -> bool:
+    """Whether a recorded patch is this one, on whatever base it was put."""
+    if patch.edits.keys() != recorded.edits.keys():
+        return False
+    edits = {
+        place: replace(rows, new=rows.new.to(recorded.edits[place].new.dtype))
+        for place, rows in patch.edits.items()
+    }
+    there = replace(patch, edits=edits, base_sha256=recorded.base_sha256)
+    return there.sha256 == recorded.sha256
 
 
 def _rebuild(source: Path, patches: Sequence[Patch], before: Sequence[Patch], out: Path) -> Path:

@@ -105,14 +105,27 @@ def _check(patch: Patch, slots: dict[Place, Slot], source: Path, force: bool) ->
     """Refuses a patch that a checkpoint has no place for, or that is of another base."""
     for place, rows in patch.edits.items():
         check_fits(patch, slots, place, rows, source)
-        problem = mismatch(patch, place, slots[place], slots[place].sha256())
-        if problem and not force:
-            raise TarsError(
-                f"{patch.label!r} was made for another base ({patch.base_name}): {problem} Choose "
-                "that base's folder, or export all the same with force=True (--force)."
-            )
-        if problem:
-            logger.warning("%s is forced onto another base: %s", patch.label, problem)
+        check_base(patch, place, slots[place], slots[place].sha256(), force)
+
+
+def check_base(patch: Patch, place: Place, slot: Slot, actual: str, force: bool) -> None:
+    """Refuses, or with force warns of, a matrix whose base isn't the one that a patch is for.
+
+    Args:
+        patch: The patch.
+        place: Which of its matrices.
+        slot: Where that stands.
+        actual: The hash of its base.
+        force: Whether to warn alone.
+    """
+    problem = mismatch(patch, place, slot, actual)
+    if problem and not force:
+        raise TarsError(
+            f"{patch.label!r} was made for another base ({patch.base_name}): {problem} Nothing was "
+            "written: choose that base's folder, or do it all the same with force=True (--force)."
+        )
+    if problem:
+        logger.warning("%s is forced onto another base: %s", patch.label, problem)
 
 
 def check_fits(

@@ -20,7 +20,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tars_lens import cache
-from tars_lens.checkpoint_stack import RECORD, check_new, record_name, recorded_patches, without
+from tars_lens.checkpoint_stack import (
+    RECORD,
+    as_tensor,
+    check_new,
+    on_base,
+    record_name,
+    recorded_patches,
+    without,
+)
 from tars_lens.checkpoints import JOURNAL
 from tars_lens.errors import TarsError
 from tars_lens.export import check_fits, final_bits, mismatch, unread, write_slot
@@ -28,7 +36,7 @@ from tars_lens.files import whole_file
 from tars_lens.folders import make_private
 from tars_lens.layout import Slot, checkpoint_slots
 from tars_lens.patch import Patch, PatchRows
-from tars_lens.patch_tools import merge
+from tars_lens.patch_tools import join_rows
 from tars_lens.weights import Place
 
 logger = logging.getLogger(__name__)
@@ -58,7 +66,7 @@ def export_in_place(
         _recover(folder)
         before = recorded_patches(folder)
         check_new(chosen, before, folder)
-        _rewrite(folder, before, [*before, *chosen], force)
+        _rewrite(folder, before, before, chosen, force=force)
 
 
 def revert_in_place(patch: Patch, folder: Path | str) -> None:
@@ -71,7 +79,7 @@ def revert_in_place(patch: Patch, folder: Path | str) -> None:
     with _alone(folder):
         _recover(folder)
         before = recorded_patches(folder)
-        _rewrite(folder, before, without(patch, before, folder), force=False)
+        _rewrite(folder, before, without(patch, before, folder))
 
 
 def recover(folder: Path | str) -> bool:
@@ -96,23 +104,27 @@ class Change:
     digest: str
 
 
-def _rewrite(folder: Path, before: list[Patch], after: list[Patch], force: bool) -> None:
+def _rewrite(
+    folder: Path,
+    before: list[Patch],
+    left: list[Patch],
+    chosen: Sequence[Patch] = (),
+    *,
+    force: bool = False,
+) -> None:
+    """Leaves those in the folder, of the patches it has, and puts the chosen ones on top."""
     slots = checkpoint_slots(folder)
-    for patch in after:
+    for patch in (*before, *chosen):
         for place, rows in patch.edits.items():
             check_fits(patch, slots, place, rows, folder)
-    changes = _changes(folder, slots, before, after, force)
+    added = on_base(chosen, before, slots, force=force)
+    changes = _changes(folder, slots, before, [*left, *added])
     if not changes:
         return
     names = [file.name for file in sorted((folder / RECORD).glob("*.safetensors"))]
     first = 1 + max((int(name[:3]) for name in names), default=-1)
-    known = {patch.sha256 for patch in before}
-    new = {
-        record_name(first + index, patch): patch
-        for index, patch in enumerate(p for p in after if p.sha256 not in known)
-    }
-    left = {patch.sha256 for patch in after}
-    kept = [name for name, patch in zip(names, before, strict=True) if patch.sha256 in left]
+    new = {record_name(first + index, patch): patch for index, patch in enumerate(added)}
+    kept = [name for name, patch in zip(names, before, strict=True) if patch in left]
     for file in {slots[place].tensor.file for place in changes}:
         make_private(file)
     _write_journal(folder, changes, names)
@@ -134,15 +146,13 @@ def _rewrite(folder: Path, before: list[Patch], after: list[Patch], force: bool)
 
 
 def _changes(
-    folder: Path, slots: dict[Place, Slot], before: list[Patch], after: list[Patch], force: bool
+    folder: Path, slots: dict[Place, Slot], before: list[Patch], after: list[Patch]
 ) -> dict[Place, Change]:
-    """What is to be written where, once the base is proven to be that of the new patches."""
+    """What is to be written where, once the base is proven to be that of the patches."""
     undo = [replace(p, edits={k: _undone(r) for k, r in p.edits.items()}) for p in before[::-1]]
-    if not undo and not after:
-        return {}
-    known = {patch.sha256 for patch in before}
     changes: dict[Place, Change] = {}
-    for place, rows in merge([*undo, *after]).edits.items():
+    for place in sorted({place for patch in (*before, *after) for place in patch.edits}):
+        rows = join_rows([p.edits[place] for p in (*undo, *after) if place in p.edits])
         slot, neurons = slots[place], rows.neurons.tolist()
         whole = slot.matrix()
         now = whole[neurons]
@@ -151,14 +161,12 @@ def _changes(
         digest = hashlib.sha256(whole.data).hexdigest()
         for patch in after:
             problem = mismatch(patch, place, slot, digest) if place in patch.edits else ""
-            if problem and not (force and patch.sha256 not in known):
+            if problem:
                 raise TarsError(
                     f"{patch.label!r} doesn't fit the base of {str(folder)!r}: {problem} Nothing "
                     "was written."
                 )
-            if problem:
-                logger.warning("%s is forced onto another base: %s", patch.label, problem)
-        old = _as_tensor(now, slot)
+        old = as_tensor(now, slot)
         changes[place] = Change(replace(rows, old=old), whole[neurons], digest)
     return changes
 
@@ -180,10 +188,6 @@ def check_written(slot: Slot, change: Change) -> None:
 
 def _undone(rows: PatchRows) -> PatchRows:
     return replace(rows, new=rows.old)
-
-
-def _as_tensor(bits: np.ndarray, slot: Slot) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(bits)).view(slot.dtype)
 
 
 def _patch_bits(slot: Slot, rows: PatchRows) -> dict[int, np.ndarray]:

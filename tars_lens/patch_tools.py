@@ -75,7 +75,8 @@ def merge(patches: Sequence[Patch], *, label: str | None = None) -> Patch:
     places = sorted({place for patch in patches for place in patch.edits})
     return Patch(
         edits={
-            place: _join([p.edits[place] for p in patches if place in p.edits]) for place in places
+            place: join_rows([p.edits[place] for p in patches if place in p.edits])
+            for place in places
         },
         base_name=first.base_name,
         base_sha256={place: _hash(patches, place) for place in places},
@@ -84,6 +85,19 @@ def merge(patches: Sequence[Patch], *, label: str | None = None) -> Patch:
         seed=first.seed,
         versions=package_versions(),
         label=label or " + ".join(patch.label for patch in patches),
+    )
+
+
+def join_rows(parts: Sequence[PatchRows]) -> PatchRows:
+    """Rows of one matrix as one; of a neuron that several parts have, the last one's."""
+    neurons = torch.cat([part.neurons for part in parts])
+    last = {neuron: i for i, neuron in enumerate(neurons.tolist())}  # a later index overwrites
+    keep = torch.tensor(list(last.values()))
+    return PatchRows(
+        neurons[keep],
+        torch.cat([part.old for part in parts])[keep],
+        torch.cat([part.new for part in parts])[keep],
+        torch.cat([part.cosine for part in parts])[keep],
     )
 
 
@@ -122,18 +136,6 @@ def _check_same_base(a: Patch, b: Patch) -> None:
             f"{a.label!r} is a patch of {a.base_name}, {b.label!r} of {b.base_name}. Only patches "
             "of one base can be merged."
         )
-
-
-def _join(parts: Sequence[PatchRows]) -> PatchRows:
-    neurons = torch.cat([part.neurons for part in parts])
-    last = {neuron: i for i, neuron in enumerate(neurons.tolist())}  # a later index overwrites
-    keep = torch.tensor(list(last.values()))
-    return PatchRows(
-        neurons[keep],
-        torch.cat([part.old for part in parts])[keep],
-        torch.cat([part.new for part in parts])[keep],
-        torch.cat([part.cosine for part in parts])[keep],
-    )
 
 
 def _hash(patches: Sequence[Patch], place: Place) -> str:

@@ -155,6 +155,15 @@ def test_what_is_applied_can_be_taken_out_in_any_order(made, saturn, holmes, tmp
     assert sha256_file(tmp_path / "none" / weights) == sha256_file(made / "base" / weights)
 
 
+def test_a_patch_forced_onto_another_base_is_taken_out_of_that_base(made, saturn, tmp_path):
+    edited, back, weights = tmp_path / "edited", tmp_path / "back", "model.safetensors"
+    words = ("patch", "apply", saturn, "--model", made / "other", "--out", edited, "--force")
+    assert run(*words).code == 0
+    assert sha256_file(edited / weights) != sha256_file(made / "other" / weights)
+    assert "(patches left: none)" in done("revert", saturn, edited, "--out", back)
+    assert sha256_file(back / weights) == sha256_file(made / "other" / weights)
+
+
 def test_more_patches_go_on_top_of_an_edited_checkpoint(made, saturn, holmes, tmp_path):
     done("apply", saturn, "--model", made / "base", "--out", tmp_path / "one")
     done("apply", holmes, "--model", tmp_path / "one", "--out", tmp_path / "two")

@@ -66,14 +66,37 @@ def test_in_place_is_what_export_makes_and_every_patch_comes_out_exactly(base, t
         revert_in_place(second, folder)
 
 
-def test_another_base_is_refused_and_force_is_undone_exactly_too(base, tmp_path):
-    folder, lens, _ = base
-    patch = random_patch(lens, WHERE)
-    other = save_model(tmp_path / "other", "llama", seed=1, dtype=torch.bfloat16)
+@pytest.mark.parametrize(
+    ("dtype", "problem"), [(torch.bfloat16, "has SHA-256"), (torch.float32, "is torch.float32")]
+)
+def test_another_base_is_refused_and_force_is_undone_exactly_too(
+    base, tmp_path, caplog, dtype, problem
+):
+    patch = random_patch(base[1], WHERE, label="Saturn")
+    other = save_model(tmp_path / "other", "llama", seed=1, dtype=dtype)
+    own = random_patch(boot(other)[0], {(1, "out"): [3, 9]}, 1, label="own")
     before = _hashes(other)
-    with pytest.raises(TarsError, match=r"has SHA-256 .* on disk, .* Nothing was written"):
+    with pytest.raises(TarsError, match=rf"{problem} .*on disk.* Nothing was written"):
         export_in_place(patch, other)
     assert _hashes(other) == before
+    export_in_place(patch, other, force=True)
+    assert caplog.text.count("Saturn is forced onto another base") == len(WHERE)
+    revert_in_place(patch, other)
+    assert _hashes(other) == before
+    export_in_place(own, other)
+    alone = _hashes(other)
+    export_in_place(patch, other, force=True)
+    rows = patch.edits[1, "out"]
+    found = boot(other)[0].vectors(1, "out")[rows.neurons]
+    assert torch.equal(found, rows.new.to(dtype))
+    with pytest.raises(TarsError, match="'Saturn' is applied to .* already"):
+        export_in_place(patch, other, force=True)
+    revert_in_place(patch, other)
+    assert _hashes(other) == alone
+    export_in_place(patch, other, force=True)
+    revert_in_place(own, other)
+    revert_in_place(patch, other)
+    assert _hashes(other) == before and not recorded_patches(other)
 
 
 def test_a_linked_file_is_copied_before_it_is_edited(base, tmp_path):
