@@ -12,11 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.errors import TarsError
-from tars_lens.export import check_base, check_fits, export, final_bits, write_slot
+from tars_lens.export import check_base, check_copied, check_fits, final_bits, write_slot
 from tars_lens.folders import copy_checkpoint, whole_folder
 from tars_lens.layout import Slot, checkpoint_slots
 from tars_lens.patch import Patch, PatchRows
-from tars_lens.patch_tools import merge
 from tars_lens.weights import Place
 
 RECORD = "tars_lens_patches"
@@ -28,7 +27,7 @@ def apply_to_checkpoint(
 ) -> Path:
     """`export`, with the patches kept inside the new folder for `revert_checkpoint`.
 
-    A source that has patches already gets these on top.
+    A source that has patches already gets these on top; the base is what it was before them.
 
     Raises:
         TarsError: See `export`; or a patch that the source has already.
@@ -36,13 +35,7 @@ def apply_to_checkpoint(
     source, out = Path(source), Path(out)
     before = recorded_patches(source)
     check_new(patches, before, source)
-    if not before:
-        export(patches, source, out, force=force)
-        if force:
-            patches = on_base(patches, before, checkpoint_slots(source), force=True)
-        _record(out, patches)
-        return out
-    return _rebuild(source, [*before, *patches], before, out)
+    return _rebuild(source, out, before, before, patches, force=force)
 
 
 def revert_checkpoint(patch: Patch, source: Path | str, out: Path | str) -> Path:
@@ -55,7 +48,7 @@ def revert_checkpoint(patch: Patch, source: Path | str, out: Path | str) -> Path
     """
     source, out = Path(source), Path(out)
     before = recorded_patches(source)
-    return _rebuild(source, without(patch, before, source), before, out)
+    return _rebuild(source, out, before, without(patch, before, source))
 
 
 def recorded_patches(folder: Path | str) -> list[Patch]:
@@ -142,30 +135,41 @@ def _is(patch: Patch, recorded: Patch) -> bool:
     return there.sha256 == recorded.sha256
 
 
-def _rebuild(source: Path, patches: Sequence[Patch], before: Sequence[Patch], out: Path) -> Path:
-    """A copy whose rows are put back to the base's, proven so, and overwritten by `patches`."""
+def _rebuild(
+    source: Path,
+    out: Path,
+    before: Sequence[Patch],
+    left: Sequence[Patch],
+    chosen: Sequence[Patch] = (),
+    *,
+    force: bool = False,
+) -> Path:
+    """A copy that has, of the patches that the source has, those left, and the chosen on top."""
     there = checkpoint_slots(source)
-    for patch in patches:
+    for patch in (*before, *chosen):
         for place, rows in patch.edits.items():
             check_fits(patch, there, place, rows, source)
-    places = {place for patch in (*patches, *before) for place in patch.edits}
+    after = [*left, *on_base(chosen, before, there, force=force)]
+    undo = before[::-1]  # of a shared row the first patch knows the base's, and so comes last
+    places = {place for patch in (*before, *after) for place in patch.edits}
     with whole_folder(out) as folder:
         copy_checkpoint(source, folder, {there[place].tensor.file for place in places})
         slots = checkpoint_slots(folder)
-        undo = merge(list(reversed(before)))  # of a shared row the first patch knows the base's
-        for place, rows in undo.edits.items():
-            write_slot(slots[place], replace(rows, new=rows.old))
-        for patch in patches:
-            for place in patch.edits:
-                if place in undo.edits and slots[place].sha256() != undo.base_sha256[place]:
+        for place in places:
+            for rows in (patch.edits[place] for patch in undo if place in patch.edits):
+                write_slot(slots[place], replace(rows, new=rows.old))
+            for patch in left:
+                if place in patch.edits and slots[place].sha256() != patch.base_sha256[place]:
                     raise TarsError(
                         f"{str(source)!r} was changed since its patches were applied: "
                         f"{slots[place].tensor.key} can't be put back. Nothing was written."
                     )
-        for patch in patches:
-            for place, rows in patch.edits.items():
+            for rows in (patch.edits[place] for patch in after if place in patch.edits):
                 write_slot(slots[place], rows)
-        _record(folder, patches)
+            final = final_bits(undo, place, slots[place], "old")
+            final.update(final_bits(after, place, slots[place], "new"))
+            check_copied(slots[place], there[place], final)
+        _record(folder, after)
     return out
 
 

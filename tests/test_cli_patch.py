@@ -10,6 +10,7 @@ from patch_models import boot, random_patch, read_model, save_model
 
 from tars_lens.checkpoint_stack import recorded_patches
 from tars_lens.files import sha256_file
+from tars_lens.layout import checkpoint_slots
 from tars_lens.patch import Patch
 
 IDS = torch.tensor([[4, 9, 33, 2, 17], [5, 6, 7, 8, 1]])
@@ -172,6 +173,26 @@ def test_more_patches_go_on_top_of_an_edited_checkpoint(made, saturn, holmes, tm
         *("patch", "apply", saturn, "--model", tmp_path / "two", "--out", tmp_path / "three")
     )
     assert "'Saturn' is applied to" in said and not (tmp_path / "three").exists()
+
+
+def test_another_base_under_the_patches_is_refused_unless_forced(made, saturn, tmp_path, caplog):
+    """The folder's base is the other one: what is on it doesn't hide that."""
+    own, weights = tmp_path / "own.safetensors", "model.safetensors"
+    lens, _ = boot(made / "other", name="other")
+    random_patch(lens, {(1, "out"): [3, 9]}, 9, label="own").save(own)
+    done("apply", own, "--model", made / "other", "--out", tmp_path / "one")
+    words = ("patch", "apply", saturn, "--model", tmp_path / "one", "--out", tmp_path / "two")
+    said = mistake(*words)
+    assert "'Saturn' was made for another base (base)" in said
+    assert checkpoint_slots(made / "other")[0, "in"].sha256()[:12] in said
+    assert not (tmp_path / "two").exists()
+    assert run(*words, "--force").code == 0
+    assert caplog.text.count("Saturn is forced onto another base") == 2
+    done("revert", saturn, tmp_path / "two", "--out", tmp_path / "back")
+    assert sha256_file(tmp_path / "back" / weights) == sha256_file(tmp_path / "one" / weights)
+    done("revert", own, tmp_path / "two", "--out", tmp_path / "alone")
+    done("revert", saturn, tmp_path / "alone", "--out", tmp_path / "none")
+    assert sha256_file(tmp_path / "none" / weights) == sha256_file(made / "other" / weights)
 
 
 def test_a_label_is_no_path(made, tmp_path):
