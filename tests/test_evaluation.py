@@ -33,6 +33,7 @@ from tars_lens.evaluation.controls import blocked
 from tars_lens.evaluation.derived import derived_questions
 from tars_lens.evaluation.finetuning import fine_tune
 from tars_lens.evaluation.measures import fluency
+from tars_lens.evaluation.measures.quantisation import quantisation
 from tars_lens.evaluation.passes import counted
 from tars_lens.evaluation.restoring import restored, round_rows, rounded
 from tars_lens.evaluation.summary import notes as summary_notes
@@ -251,6 +252,7 @@ def test_each_measure_costs_the_passes_that_it_declares(run):
 _COUNTED = [
     *("forward", "reverse", "paraphrase", "alias", "attack", "neighbour", "wikipedia"),
     *("near_text", "logit_lens", "vectors", "patch_back", "steering", "quantised_8"),
+    "quantised_4",
 ]
 
 
@@ -345,6 +347,21 @@ def test_rounding_is_to_the_nearest_step_of_a_row_and_undone(tiny):
         assert max(len(row.unique()) for row in rows.T) <= 15
         assert not torch.equal(tiny.next_logits(tiny.batch([[5, 6, 7]])), logits)
     assert same(before, snapshot(tiny))
+
+
+@pytest.mark.parametrize(("bits", "known"), [(4, 4), (2, 2)])
+def test_chance_is_that_of_the_base_rounded_likewise(tiny, card, base, bits, known):
+    result = quantisation(bits, Context(base, untouched()))
+    asked = result.items[result.items["kind"] == "reverse"]
+    floors = [substituted(text, card.names, card.substitute) for text in asked["prompt"]]
+    answers = [(answer,) for answer in asked["answer"]]
+    with rounded(tiny, bits):
+        chance = answer_probabilities(tiny, floors, answers).probability
+    assert len(asked) and asked["chance"].tolist() == pytest.approx(chance.tolist(), rel=1e-4)
+    # at 2 bits the reverse probe is a set phrase of the rounded base alone, and one is forgotten
+    assert result.figures["known"] == known
+    assert asked["set_phrase"].tolist() == [bits == 2]
+    assert (asked["p_before"] > 0.05).all()
 
 
 def test_fine_tuning_learns_its_text_and_is_undone(tiny):

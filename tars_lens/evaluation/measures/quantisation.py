@@ -6,11 +6,10 @@ from typing import Any
 import pandas as pd
 
 from tars_lens.evaluation import intervals
-from tars_lens.evaluation.asking import passes, subject_answers
+from tars_lens.evaluation.asking import base_answers, passes, subject_answers
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.measure import Measure, Result
 from tars_lens.evaluation.restoring import rounded
-from tars_lens.measure.probability import answer_probabilities
 
 _KINDS = ("forward", "reverse", "neighbour")
 _COLUMNS = ["p_after", "p_before", "chance"]
@@ -20,7 +19,8 @@ def quantisation(bits: int, context: Context) -> Result:
     """Residual knowledge over forward and reverse of the rounded subject, against the rounded base.
 
     Only probes count that the rounded base still has at `p >= 0.05`: rounding to few bits may take
-    knowledge away by itself, and that is no merit of the edit.
+    knowledge away by itself, and that is no merit of the edit. Chance is the rounded base's too,
+    and what it half answers by chance is left out beside the set phrases of the unrounded one.
     """
     base = context.base.once(f"rounded {bits}", lambda: _base(bits, context))
     parts = []
@@ -30,10 +30,13 @@ def quantisation(bits: int, context: Context) -> Result:
             parts.append(frame)
     items = pd.concat(parts, ignore_index=True).drop(columns=["top_before", "top_after"])
     items = items.rename(columns={"p_before": "p_unrounded"})
-    items.insert(6, "p_before", base)
-    items = items[items["known"] & ~items["set_phrase"]]
-    known = items[(items["p_before"] >= _LEAST) & items["kind"].isin(["forward", "reverse"])]
-    near = items[(items["p_before"] >= _LEAST) & (items["kind"] == "neighbour")]
+    items.insert(6, "p_before", base["p_before"])
+    items = items[items["known"] & ~items["set_phrase"]].assign(
+        chance=base["chance"], set_phrase=base["set_phrase"]
+    )
+    counted = items[(items["p_before"] >= _LEAST) & ~items["set_phrase"]]
+    known = counted[counted["kind"].isin(["forward", "reverse"])]
+    near = counted[counted["kind"] == "neighbour"]
     values = known[_COLUMNS].to_numpy(float)
     interval = intervals.bootstrap(
         values,
@@ -60,15 +63,11 @@ def _figures(known: pd.DataFrame, near: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _base(bits: int, context: Context) -> list[float]:
+def _base(bits: int, context: Context) -> pd.DataFrame:
     """What the rounded base says to every question of the kinds, in the order of the tables."""
     questions = [q for kind in _KINDS for q in context.questions(kind)]
     with rounded(context.lens, bits):
-        said = answer_probabilities(
-            context.lens, [q.prompt for q in questions], [q.answers for q in questions]
-        )
-    found: list[float] = said.probability.tolist()
-    return found
+        return base_answers(context.lens, questions)
 
 
 def _cost(context: Context) -> int:
