@@ -26,6 +26,7 @@ from tars_lens import (
 )
 from tars_lens.errors import TarsError, unknown
 from tars_lens.naming import HELP as CONCEPTS
+from tars_lens.settings import LAST_SEED, METHODS
 
 app = typer.Typer(
     name="tars-lens",
@@ -51,7 +52,7 @@ Model = Annotated[
     str, typer.Option("--model", "-m", help="A built-in name, a hub id, a folder or a .gguf file.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
-Seed = Annotated[int, typer.Option(help="Of every random draw.")]
+Seed = Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Seed of every random draw.")]
 Corpus = Annotated[
     str | None,
     typer.Option(
@@ -70,9 +71,7 @@ def erase(
     edits: Annotated[
         int | None, typer.Option(help="At most so many weight vectors a concept.")
     ] = None,
-    method: Annotated[
-        str, typer.Option(help="tars (the recipe) or paper (the abstract).")
-    ] = "tars",
+    method: Annotated[str, typer.Option(help=METHODS)] = "tars",
     corpus: Corpus = None,
     kl_tokens: Annotated[
         int, typer.Option(help="Tokens of plain text that damage is measured on; 0 for none.")

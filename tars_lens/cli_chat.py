@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from tars_lens.settings import LAST_SEED
+
 
 def chat(
     files: Annotated[list[Path], typer.Argument(help="Patch files (.safetensors), in order.")],
@@ -19,9 +21,12 @@ def chat(
         list[str] | None,
         typer.Option(help="Answer this and end; may be repeated. Default: prompts are typed."),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Of an answer.")] = 60,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 60,
     temperature: Annotated[float, typer.Option(help="0 for the likeliest tokens.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the draws, the same for both answers.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=LAST_SEED, help="Seed of the draws, the same for both answers."),
+    ] = 0,
     top: Annotated[
         int, typer.Option(help="Show so many of the likeliest first tokens of each answer.")
     ] = 0,

@@ -6,6 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from tars_lens.naming import HELP as CONCEPTS
+from tars_lens.settings import LAST_SEED
+
+RIVALS = "ablation, leace, rank_one, needle, reflection, demotion, gradient_ascent, npo, rmu"
+"""The registered names, written out as the registry imports torch."""
 
 
 def compare(
@@ -14,11 +18,17 @@ def compare(
         str, typer.Option("--model", "-m", help="A built-in name, a hub id or a folder.")
     ] = "smollm2-135m",
     rivals: Annotated[
-        str | None, typer.Option(help="By commas; all that can run here where not given.")
+        str | None,
+        typer.Option(help=f"Comma-separated: {RIVALS}; default: all that can run here."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where tables and figure go.")] = Path("runs/compare"),
     suite: Annotated[str, typer.Option(help="quick or full.")] = "quick",
-    seed: Annotated[int, typer.Option(help="Of the methods, fine-tuning and intervals.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0, max=LAST_SEED, help="Seed of the methods, of fine-tuning and of intervals."
+        ),
+    ] = 0,
     corpus: Annotated[
         str | None, typer.Option(help="Plain text; see erase. Default: a sample of Wikipedia.")
     ] = None,

@@ -7,6 +7,7 @@ import typer
 
 from tars_lens.errors import TarsError
 from tars_lens.naming import RULE
+from tars_lens.settings import LAST_SEED
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
 
@@ -30,7 +31,12 @@ def evaluate(
     ] = None,
     suite: Annotated[str, typer.Option(help="quick (minutes) or full.")] = "quick",
     out: Annotated[Path, typer.Option(help="Where figures and tables go.")] = Path("runs/evaluate"),
-    seed: Annotated[int, typer.Option(help="Of controls, fine-tuning and intervals.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0, max=LAST_SEED, help="Seed of controls, of fine-tuning and of intervals."
+        ),
+    ] = 0,
     corpus: Annotated[
         str | None, typer.Option(help="Plain text; see erase. Default: a sample of Wikipedia.")
     ] = None,
@@ -40,7 +46,7 @@ def evaluate(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     controls: Annotated[bool, typer.Option(help="Measure the controls as well.")] = True,
     lm_eval: Annotated[
-        str | None, typer.Option(help="Tasks of lm-eval-harness, by commas (an extra).")
+        str | None, typer.Option(help="Comma-separated tasks of lm-eval-harness (an extra).")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Take patches of another base.")] = False,
     quiet: Quiet = False,

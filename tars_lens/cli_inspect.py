@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tars_lens.naming import RULE
+from tars_lens.settings import LAST_SEED
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A built-in name, a hub id, a folder or a .gguf file.")
@@ -26,7 +27,9 @@ def inspect(
         ),
     ] = "refined",
     top: Annotated[int, typer.Option(help="Weight vectors to show.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of the refinement and the null.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LAST_SEED, help="Seed of the refinement and of the null.")
+    ] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Write the tables (CSV) and the vector here.")
     ] = None,

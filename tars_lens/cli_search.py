@@ -5,6 +5,8 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from tars_lens.settings import LAST_SEED, METHODS
+
 
 def search(
     concepts: Annotated[list[str], typer.Argument(help="Built-in names or paths to cards.")],
@@ -12,19 +14,22 @@ def search(
         str, typer.Option("--model", "-m", help="A built-in name, a hub id, a folder or a .gguf.")
     ] = "smollm2-135m",
     out: Annotated[
-        Path, typer.Option(help="Its folder; a search that it holds is gone on with.")
+        Path, typer.Option(help="Its folder; an earlier search in it is continued.")
     ] = Path("runs/search"),
     trials: Annotated[int, typer.Option(help="Trials in all, those of other workers too.")] = 50,
-    method: Annotated[
-        str, typer.Option(help="tars (the recipe) or paper (the abstract).")
-    ] = "tars",
+    method: Annotated[str, typer.Option(help=METHODS)] = "tars",
     space: Annotated[
         Path | None,
         typer.Option(help="A TOML file: settings, each with the list of values to try."),
     ] = None,
     corpus: Annotated[str | None, typer.Option(help="Plain text, as for erase.")] = None,
     kl_tokens: Annotated[int, typer.Option(help="Tokens that the KL is measured on.")] = 4_096,
-    seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0, max=LAST_SEED, help="Seed of the sampler and of every erasure's draws."
+        ),
+    ] = 0,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress and no summary.")
     ] = False,

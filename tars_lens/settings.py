@@ -9,6 +9,12 @@ MethodName = Literal["tars", "paper"]
 
 HostName = Literal["idle", "carrier"]
 
+METHODS = "tars: this package's recipe; paper: targeted reversal as the abstract has it."
+"""What the methods are, for `--help`."""
+
+LAST_SEED = 2**63 - 1
+"""The largest seed; NumPy takes none below 0, and torch none of more than 64 bits."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -19,7 +25,7 @@ class Settings:
 
     Attributes:
         name: `tars`, this package's recipe, or `paper`, the abstract taken literally.
-        seed: Of every random draw.
+        seed: Of every random draw, from 0 to `LAST_SEED`.
         edits: At most so many weight vectors a concept; `None` leaves it to the method.
         max_kl: What the mean KL on plain validation text may be, for one concept's each part.
         max_neighbour_kl: What the KL at near prompts may be, the concept's token left out.
@@ -90,6 +96,8 @@ class Settings:
             raise TarsError(f"unknown method {self.name!r}. There is: paper, tars.")
         if self.host not in get_args(HostName):
             raise TarsError(f"unknown host {self.host!r}. There is: carrier, idle.")
+        if not 0 <= self.seed <= LAST_SEED:
+            raise TarsError(f"a seed must be from 0 to {LAST_SEED}, got {self.seed}.")
         if self.edits is not None and self.edits < 1:
             raise TarsError(f"--edits must be at least 1, got {self.edits}.")
         if not 0 < self.keep_neighbours < 1:
