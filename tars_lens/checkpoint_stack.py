@@ -12,7 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.errors import TarsError
-from tars_lens.export import check_base, check_copied, check_fits, final_bits, write_slot
+from tars_lens.export import (
+    check_base,
+    check_copied,
+    check_fits,
+    final_bits,
+    mismatch,
+    write_slot,
+)
 from tars_lens.folders import copy_checkpoint, whole_folder
 from tars_lens.layout import Slot, checkpoint_slots
 from tars_lens.patch import Patch, PatchRows
@@ -44,7 +51,8 @@ def revert_checkpoint(patch: Patch, source: Path | str, out: Path | str) -> Path
     What remains is bit for bit what the other patches alone make of the base.
 
     Raises:
-        TarsError: The checkpoint has no record of this patch, or `out` can't be written.
+        TarsError: The checkpoint has no record of this patch, or was changed since its patches
+            were applied; or `out` can't be written.
     """
     source, out = Path(source), Path(out)
     before = recorded_patches(source)
@@ -80,31 +88,32 @@ def on_base(
     patches: Sequence[Patch],
     before: Sequence[Patch],
     slots: dict[Place, Slot],
+    folder: Path,
     *,
     force: bool = False,
 ) -> list[Patch]:
     """Patches as a checkpoint's record keeps them: with what they replace there.
 
     That is what a patch was made on, unless it is forced onto another base. Only with the rows,
-    the hashes and the dtype of that one can it be taken out again.
+    the hashes and the dtype of that one can it be taken out again. On the way every matrix that
+    the checkpoint's own patches touch is proven to be, without them, what they were put on.
 
     Args:
-        patches: They fit the checkpoint's shapes.
-        before: What the checkpoint has already.
+        patches: What is to be put on top, if anything.
+        before: What the checkpoint has already; all fit its shapes.
         slots: The checkpoint's matrices.
+        folder: The checkpoint, for messages.
         force: Take patches of another base, with a warning.
 
     Raises:
-        TarsError: A patch that was made for another base.
+        TarsError: A checkpoint that was changed since its patches were applied, or a patch that
+            was made for another base.
     """
     edits: list[dict[Place, PatchRows]] = [{} for _ in patches]
     hashes: list[dict[Place, str]] = [{} for _ in patches]
-    for place in sorted({place for patch in patches for place in patch.edits}):
+    for place in sorted({place for patch in (*before, *patches) for place in patch.edits}):
         slot = slots[place]
-        whole = slot.matrix()
-        for neuron, row in final_bits(before[::-1], place, slot, "old").items():
-            whole[neuron] = row
-        digest = hashlib.sha256(whole.data).hexdigest()
+        whole, digest = _undone(slot, place, before, folder)
         for patch, rows_by_place, hash_by_place in zip(patches, edits, hashes, strict=True):
             if place in patch.edits:
                 check_base(patch, place, slot, digest, force)
@@ -116,6 +125,22 @@ def on_base(
         replace(patch, edits=rows, base_sha256=found)
         for patch, rows, found in zip(patches, edits, hashes, strict=True)
     ]
+
+
+def _undone(
+    slot: Slot, place: Place, before: Sequence[Patch], folder: Path
+) -> tuple[np.ndarray, str]:
+    """A matrix without the checkpoint's patches, proven to be their base's, and its hash."""
+    whole = slot.matrix()
+    for neuron, row in final_bits(before[::-1], place, slot, "old").items():
+        whole[neuron] = row
+    digest = hashlib.sha256(whole.data).hexdigest()
+    if any(place in patch.edits and mismatch(patch, place, slot, digest) for patch in before):
+        raise TarsError(
+            f"{str(folder)!r} was changed since its patches were applied: {slot.tensor.key} can't "
+            "be put back. Nothing was written."
+        )
+    return whole, digest
 
 
 def as_tensor(bits: np.ndarray, slot: Slot) -> Float[Tensor, "rows d_model"]:
@@ -149,7 +174,7 @@ def _rebuild(
     for patch in (*before, *chosen):
         for place, rows in patch.edits.items():
             check_fits(patch, there, place, rows, source)
-    after = [*left, *on_base(chosen, before, there, force=force)]
+    after = [*left, *on_base(chosen, before, there, source, force=force)]
     undo = before[::-1]  # of a shared row the first patch knows the base's, and so comes last
     places = {place for patch in (*before, *after) for place in patch.edits}
     with whole_folder(out) as folder:
@@ -158,12 +183,6 @@ def _rebuild(
         for place in places:
             for rows in (patch.edits[place] for patch in undo if place in patch.edits):
                 write_slot(slots[place], replace(rows, new=rows.old))
-            for patch in left:
-                if place in patch.edits and slots[place].sha256() != patch.base_sha256[place]:
-                    raise TarsError(
-                        f"{str(source)!r} was changed since its patches were applied: "
-                        f"{slots[place].tensor.key} can't be put back. Nothing was written."
-                    )
             for rows in (patch.edits[place] for patch in after if place in patch.edits):
                 write_slot(slots[place], rows)
             final = final_bits(undo, place, slots[place], "old")

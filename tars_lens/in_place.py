@@ -31,7 +31,7 @@ from tars_lens.checkpoint_stack import (
 )
 from tars_lens.checkpoints import JOURNAL
 from tars_lens.errors import TarsError
-from tars_lens.export import check_fits, final_bits, mismatch, unread, write_slot
+from tars_lens.export import check_fits, final_bits, unread, write_slot
 from tars_lens.files import whole_file
 from tars_lens.folders import make_private
 from tars_lens.layout import Slot, checkpoint_slots
@@ -58,7 +58,8 @@ def export_in_place(
         force: Write even where it isn't the base that a patch was made for.
 
     Raises:
-        TarsError: Another base, a patch that it has already, or files that can't be written.
+        TarsError: Another base, a patch that it has already, a folder that was changed since its
+            patches were written, or files that can't be written.
     """
     chosen = (patches,) if isinstance(patches, Patch) else tuple(patches)
     folder = Path(folder)
@@ -117,8 +118,8 @@ def _rewrite(
     for patch in (*before, *chosen):
         for place, rows in patch.edits.items():
             check_fits(patch, slots, place, rows, folder)
-    added = on_base(chosen, before, slots, force=force)
-    changes = _changes(folder, slots, before, [*left, *added])
+    added = on_base(chosen, before, slots, folder, force=force)
+    changes = _changes(slots, before, [*left, *added])
     if not changes:
         return
     names = [file.name for file in sorted((folder / RECORD).glob("*.safetensors"))]
@@ -146,28 +147,22 @@ def _rewrite(
 
 
 def _changes(
-    folder: Path, slots: dict[Place, Slot], before: list[Patch], after: list[Patch]
+    slots: dict[Place, Slot], before: list[Patch], after: list[Patch]
 ) -> dict[Place, Change]:
-    """What is to be written where, once the base is proven to be that of the patches."""
+    """What is to be written where; every patch holds what it replaces in this base."""
     undo = [replace(p, edits={k: _undone(r) for k, r in p.edits.items()}) for p in before[::-1]]
     changes: dict[Place, Change] = {}
     for place in sorted({place for patch in (*before, *after) for place in patch.edits}):
+        slot, here = slots[place], [p for p in (*before, *after) if place in p.edits]
         rows = join_rows([p.edits[place] for p in (*undo, *after) if place in p.edits])
-        slot, neurons = slots[place], rows.neurons.tolist()
-        whole = slot.matrix()
-        now = whole[neurons]
-        for neuron, row in final_bits(undo, place, slot, "new").items():
-            whole[neuron] = row
-        digest = hashlib.sha256(whole.data).hexdigest()
-        for patch in after:
-            problem = mismatch(patch, place, slot, digest) if place in patch.edits else ""
-            if problem:
-                raise TarsError(
-                    f"{patch.label!r} doesn't fit the base of {str(folder)!r}: {problem} Nothing "
-                    "was written."
-                )
-        old = as_tensor(now, slot)
-        changes[place] = Change(replace(rows, old=old), whole[neurons], digest)
+        neurons = rows.neurons.tolist()
+        now = as_tensor(slot.view(slot.tensor.bits())[neurons], slot)
+        base = final_bits(here[::-1], place, slot, "old")
+        changes[place] = Change(
+            replace(rows, old=now),
+            np.stack([base[neuron] for neuron in neurons]),
+            here[0].base_sha256[place],
+        )
     return changes
 
 

@@ -195,6 +195,17 @@ def test_another_base_under_the_patches_is_refused_unless_forced(made, saturn, t
     assert sha256_file(tmp_path / "none" / weights) == sha256_file(made / "other" / weights)
 
 
+@pytest.mark.parametrize("key", [(0, "in"), (1, "out")])
+def test_a_checkpoint_that_was_trained_since_is_not_reverted(made, saturn, holmes, tmp_path, key):
+    edited = tmp_path / "edited"
+    done("apply", saturn, holmes, "--model", made / "base", "--out", edited)
+    slot = checkpoint_slots(edited)[key]  # the first is of Saturn alone
+    slot.tensor.bits("r+")[:] ^= 1
+    said = mistake("patch", "revert", saturn, edited, "--out", tmp_path / "out")
+    assert f"was changed since its patches were applied: {slot.tensor.key}" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_label_is_no_path(made, tmp_path):
     out = tmp_path / "out"
     done("apply", made / "ac.safetensors", "--model", made / "base", "--out", out)

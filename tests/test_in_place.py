@@ -13,7 +13,7 @@ from commands import mistake, run
 from patch_models import boot, random_patch, read_model, save_model
 
 from tars_lens import in_place
-from tars_lens.checkpoint_stack import RECORD, recorded_patches
+from tars_lens.checkpoint_stack import RECORD, recorded_patches, revert_checkpoint
 from tars_lens.checkpoints import JOURNAL, from_folder
 from tars_lens.errors import TarsError
 from tars_lens.export import export, verify_checkpoint
@@ -97,6 +97,26 @@ def test_another_base_is_refused_and_force_is_undone_exactly_too(
     revert_in_place(own, other)
     revert_in_place(patch, other)
     assert _hashes(other) == before and not recorded_patches(other)
+
+
+@pytest.mark.parametrize("place", [(1, "out"), (2, "in")])
+def test_what_was_changed_since_is_not_put_back(base, place, tmp_path):
+    """Also in a matrix that the patch to be taken out touches alone."""
+    folder, lens, _ = base
+    patch = random_patch(lens, WHERE, label="Saturn")
+    export_in_place([patch, random_patch(lens, {(1, "out"): [9]}, 1, label="own")], folder)
+    slots = checkpoint_slots(folder)
+    slots[place].view(slots[place].tensor.bits("r+"))[11, 4] ^= 1  # a row of no patch, by hand
+    before = _hashes(folder)
+    problem = f"was changed since its patches were applied: {slots[place].tensor.key} can't be put"
+    with pytest.raises(TarsError, match=problem):
+        revert_in_place(patch, folder)
+    with pytest.raises(TarsError, match=problem):
+        export_in_place(random_patch(lens, {(0, "gate"): [1]}), folder)
+    with pytest.raises(TarsError, match=problem):
+        revert_checkpoint(patch, folder, tmp_path / "out")
+    assert _hashes(folder) == before and len(recorded_patches(folder)) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_linked_file_is_copied_before_it_is_edited(base, tmp_path):
