@@ -70,8 +70,7 @@ def merge(patches: Sequence[Patch], *, label: str | None = None) -> Patch:
     if not patches:
         raise TarsError("nothing to merge: give at least one patch.")
     first = patches[0]
-    for other in patches[1:]:
-        _check_same_base(first, other)
+    _check_same_base(patches)
     places = sorted({place for patch in patches for place in patch.edits})
     return Patch(
         edits={
@@ -121,20 +120,30 @@ def _compare(
     return "same" if same else "different", float(angles_degrees(ours, theirs)[0])
 
 
-def _check_same_base(a: Patch, b: Patch) -> None:
-    shared = sorted(a.edits.keys() & b.edits.keys())
-    for place in shared:
-        ours, theirs = a.base_sha256[place], b.base_sha256[place]
-        if ours != theirs:
+def _check_same_base(patches: Sequence[Patch]) -> None:
+    """Each must share a proven matrix, or else the base's name, with those before it."""
+    first_at: dict[Place, Patch] = {}
+    names: set[str] = set()
+    for patch in patches:
+        shared = sorted(first_at.keys() & patch.edits.keys())
+        for place in shared:
+            _check_same_matrix(first_at[place], patch, place)
+        if names and not shared and patch.base_name not in names:
             raise TarsError(
-                f"{a.label!r} and {b.label!r} are patches of different bases: layer {place[0]}, "
-                f"role {place[1]!r} has SHA-256 {ours[:12]} and {theirs[:12]}. Only patches of "
-                "one base can be merged."
+                f"{patches[0].label!r} is a patch of {patches[0].base_name}, {patch.label!r} of "
+                f"{patch.base_name}. Only patches of one base can be merged."
             )
-    if not shared and a.base_name != b.base_name:
+        names.add(patch.base_name)
+        first_at = {**dict.fromkeys(patch.edits, patch), **first_at}
+
+
+def _check_same_matrix(a: Patch, b: Patch, place: Place) -> None:
+    ours, theirs = ((p.base_sha256[place], p.edits[place].new.dtype) for p in (a, b))
+    if ours != theirs:
         raise TarsError(
-            f"{a.label!r} is a patch of {a.base_name}, {b.label!r} of {b.base_name}. Only patches "
-            "of one base can be merged."
+            f"{a.label!r} and {b.label!r} are patches of different bases: layer {place[0]}, role "
+            f"{place[1]!r} has SHA-256 {ours[0][:12]} ({ours[1]}) and {theirs[0][:12]} "
+            f"({theirs[1]}). Only patches of one base can be merged."
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -343,6 +344,29 @@ def test_merge_refuses_two_bases(lens, other_lens):
         merge([a, apart])
     with pytest.raises(TarsError, match="nothing to merge"):
         merge([])
+
+
+def test_merge_compares_all_that_share_a_matrix(lens, bf16_lens, other_lens):
+    """Not with the first alone, which may share nothing with either."""
+    first = random_patch(lens, {(0, "in"): [1]}, label="first")
+    ours = random_patch(lens, {(2, "out"): [1]}, label="ours")
+    for made_on in (other_lens, bf16_lens):
+        theirs = replace(random_patch(made_on, {(2, "out"): [2]}, label="theirs"), base_name="tiny")
+        with pytest.raises(TarsError, match="'ours' and 'theirs' are .* layer 2, role 'out'"):
+            merge([first, ours, theirs])
+    theirs = replace(theirs, base_sha256=ours.base_sha256)  # torch would join them as float32
+    with pytest.raises(TarsError, match=r"'ours' and 'theirs' .*float32\) and .*bfloat16\)"):
+        merge([first, ours, theirs])
+
+
+def test_merge_takes_one_base_under_two_names(lens):
+    """A shared matrix proves it, whichever of the patches before has it."""
+    a = random_patch(lens, {(0, "in"): [1]}, label="a")
+    b = random_patch(lens, {(0, "in"): [2], (1, "out"): [3]}, label="b")
+    c = replace(random_patch(lens, {(1, "out"): [4]}, label="c"), base_name="hub/tiny")
+    assert merge([a, b, c]).n_rows == 4
+    with pytest.raises(TarsError, match="'a' is a patch of tiny, 'c' of hub/tiny"):
+        merge([a, c])
 
 
 def test_show_has_the_header_and_the_rows(lens):
