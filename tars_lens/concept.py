@@ -60,7 +60,7 @@ class Concept:
         contrast: Near things to leave alone, for making the vector.
         validation: Probes that settings are chosen on.
         probes: Probes that are reported; nothing is ever chosen on them.
-        key: The file's stem, a name for files.
+        key: The file's stem, a name for files; made of the card's name where not given.
     """
 
     name: str
@@ -74,6 +74,10 @@ class Concept:
     validation: ProbeSet = field(default_factory=ProbeSet)
     probes: ProbeSet = field(default_factory=ProbeSet)
     key: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", self.names or (self.name,))
+        object.__setattr__(self, "key", self.key or file_key(self.name))
 
     @property
     def concept_prompts(self) -> tuple[str, ...]:
@@ -131,7 +135,7 @@ class Concept:
             answer=read.text(table["answer"], "answer"),
             prompt=read.text(table["prompt"], "prompt"),
             aliases=read.texts(table.get("aliases", []), "aliases"),
-            names=read.texts(table.get("names", []), "names") or (name,),
+            names=read.texts(table.get("names", []), "names"),
             substitute=read.text(table["substitute"], "substitute")
             if "substitute" in table
             else "",
@@ -139,7 +143,7 @@ class Concept:
             contrast=read.probes(table.get("contrast", []), "contrast", ("prompt", "answer")),
             validation=read.split(table.get("validation", {}), "validation"),
             probes=read.split(table.get("probes", {}), "probes"),
-            key=key or file_key(name),
+            key=key,
         )
         _check_neighbours(concept, where)
         return _without_repeats(concept, where)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from tars_lens.concept import Concept
+from tars_lens.errors import TarsError
 from tars_lens.lens import Lens
 
 Form = tuple[int, ...]
@@ -34,20 +35,33 @@ def first_tokens(lens: Lens, concept: Concept) -> list[int]:
 
     Many tokenizers split a name into fragments ("S" of "Saturn", one letter of another script)
     that begin other words as well. A first token is the concept's if it says the first word of
-    the form or most of it; that of the answer after a space always is.
+    the form or most of it; that of the answer after a space is, whatever it says of it. A bare
+    space never is, nor is a number that more follows on: " 1969" is " ", "1", "9", "6", "9" to
+    many tokenizers.
+
+    Raises:
+        TarsError: None of them tells the concept.
     """
     tokens: list[int] = []
     for text in concept.surface_forms:
-        for form in text_forms(lens, [text]):
-            own = not tokens
-            if form[0] not in tokens and (own or _tells(lens.string(form[0]), text)):
+        for index, form in enumerate(text_forms(lens, [text])):
+            said = lens.string(form[0]).strip()
+            own = index == 0 and text == concept.answer
+            begun = not said or (said.isdigit() and said != text.strip())
+            if not begun and form[0] not in tokens and (own or _tells(said, text)):
                 tokens.append(form[0])
+    if not tokens:
+        pieces = ", ".join(repr(lens.string(token)) for token in lens.pieces(f" {concept.answer}"))
+        raise TarsError(
+            f"the answer of {concept.name!r} can't be told by its first token: {lens.name} spells "
+            f"{concept.answer!r} as {pieces}. Choose an answer that begins with a word."
+        )
     return tokens
 
 
-def _tells(token: str, text: str) -> bool:
-    """Whether a token says at least `_SHARE` of the first word of a text."""
-    start, word = token.strip(), text.split()[0]
+def _tells(start: str, text: str) -> bool:
+    """Whether what a token says is at least `_SHARE` of the first word of a text."""
+    word = text.split()[0]
     return "\ufffd" not in start and word.startswith(start) and len(start) >= _SHARE * len(word)
 
 

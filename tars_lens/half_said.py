@@ -37,7 +37,7 @@ def half_said(lens: Lens, concept: Concept, tokens: Sequence[int]) -> list[tuple
     found: dict[str, dict[str, None]] = {}
     if not parts:
         return []
-    frames = FRAMES if lens.begins else FRAMES[1:]
+    frames = FRAMES if lens.spelling.begins else FRAMES[1:]
     texts = [
         [frame.format(name=start + rest, start=start.rstrip()) for frame in frames]
         for start, rest in parts

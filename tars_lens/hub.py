@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from tars_lens.catalogue import BUILT_IN
 from tars_lens.errors import TarsError, unknown
@@ -32,8 +32,8 @@ def snapshot(name: str) -> Path:
         raise unknown("model", name, BUILT_IN, "The hub has no public model of that name.") from (
             error
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a proxy's refusal has a type of its own for each HTTP library
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise unknown(
             "model",
             name,

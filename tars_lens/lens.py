@@ -5,8 +5,8 @@ unprocessed `HookedTransformer` (3.9). What differs between architectures and ve
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from tars_lens import lens_checks
 from tars_lens.errors import TarsError
 from tars_lens.running import Point as Point
-from tars_lens.running import Resumption, Seen, replacing, watching
+from tars_lens.running import Resumption, Seen, changing_mlp, replacing, watching
 from tars_lens.running import Site as Site
+from tars_lens.spelling import Spelling
 
 Role = Literal["gate", "in", "out"]
 
@@ -57,6 +58,7 @@ class Lens:
         self.tokenizer = tokenizer if tokenizer is not None else model.tokenizer
         if self.tokenizer is None:
             raise TarsError("the model has no tokenizer: pass one, Lens(model, tokenizer).")
+        self.spelling = Spelling(self.tokenizer)
         self.name = name or str(getattr(model.cfg, "model_name", "model"))
         self.sha256 = sha256
         self._hooked = lens_checks.is_hooked_transformer(model)
@@ -161,10 +163,11 @@ class Lens:
 
     def norm_gain(self, norm: Any) -> Float[Tensor, " d_model"]:
         """The gain of one of the model's norms (`1 + weight` where it stores an offset)."""
-        if self._hooked:
-            return norm.w.detach()
-        weight = norm.weight.detach()
-        return weight + 1 if getattr(self.model.cfg, "rmsnorm_uses_offset", False) else weight
+        weight = lens_checks.weight(norm, "w" if self._hooked else "weight")
+        if weight is None:  # OLMo's has none
+            return torch.ones(self.d_model, dtype=self.dtype, device=self.device)
+        offset = not self._hooked and getattr(self.model.cfg, "rmsnorm_uses_offset", False)
+        return weight.detach() + 1 if offset else weight.detach()
 
     @property
     def logit_cap(self) -> float | None:
@@ -181,26 +184,22 @@ class Lens:
 
     def tokens(self, text: str) -> list[int]:
         """The tokenizer's own ids of a text, with the BOS that it adds by itself, if any."""
-        return list(self.tokenizer(text)["input_ids"])
-
-    @property
-    def begins(self) -> bool:
-        """Whether the tokenizer puts a token of its own before each text (BOS)."""
-        return self.tokens("a") != self.pieces("a")
+        return self.spelling.begun(text)
 
     def pieces(self, text: str) -> list[int]:
         """The ids of a text that continues another: no special tokens."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.spelling.continued(text)
 
     def string(self, token: int) -> str:
         """What a token says."""
-        return str(self.tokenizer.decode([int(token)]))
+        return self.spelling.says(int(token))
 
     def batch(self, sequences: Sequence[Sequence[int]]) -> Batch:
         """Pads sequences of ids on the right."""
         if not sequences or not all(sequences):
             raise TarsError("an empty prompt gives the model nothing to read: write some text.")
         width = max(map(len, sequences))
+        lens_checks.check_length(self.model, width)
         rows = [[*ids, *[0] * (width - len(ids))] for ids in sequences]
         last = torch.tensor([len(ids) - 1 for ids in sequences], device=self.device)
         return Batch(torch.tensor(rows, device=self.device), last)
@@ -256,6 +255,12 @@ class Lens:
             self.model(ids, return_type="logits")
         return seen
 
+    def changing_mlp(
+        self, layer: int, change: Callable[[Tensor], Tensor]
+    ) -> AbstractContextManager[None]:
+        """Sends on what `change` makes of a layer's MLP output; see `running.changing_mlp`."""
+        return changing_mlp(self.model, layer, change, hooked=self._hooked)
+
     def residual(
         self,
         ids: Int[Tensor, "batch pos"],
@@ -290,10 +295,3 @@ def tensor_sha256(values: Tensor) -> str:
     """SHA-256 of a tensor's contiguous bytes, as hex."""
     plain = values.detach().cpu().contiguous().reshape(-1)  # a scalar can't be viewed as bytes
     return hashlib.sha256(plain.view(torch.uint8).numpy().data).hexdigest()
-
-
-def gather_points(
-    captured: Mapping[Point, Tensor], site: Site, layers: Sequence[int]
-) -> Float[Tensor, "layers ..."]:
-    """Stacks what was captured at one site of several layers."""
-    return torch.stack([captured[Point(site, layer)] for layer in layers])

@@ -7,6 +7,9 @@ import torch
 from tars_lens.errors import TarsError
 from tars_lens.placement import check_present
 
+_SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier")
+"""By what Granite, Cohere and Falcon-H1 rescale their logits."""
+
 _UNPROCESSED = (
     "Load it with HookedTransformer.from_pretrained_no_processing, or as a TransformerBridge "
     "without enable_compatibility_mode."
@@ -37,6 +40,20 @@ def check_editable(model: Any) -> None:
         raise TarsError(
             "the model's writing weights were centred when it was loaded, so an edit could not be "
             f"carried back to the checkpoint. {_UNPROCESSED}"
+        )
+    _check_read_out(model)
+
+
+def check_length(model: Any, width: int) -> None:
+    """Refuses texts of more tokens than a model with learned positions has positions for.
+
+    Raises:
+        TarsError: With both numbers.
+    """
+    learned = getattr(model.cfg, "positional_embedding_type", "") == "standard"
+    if learned and width > model.cfg.n_ctx:
+        raise TarsError(
+            f"a text of {width} tokens is too long: the model reads {model.cfg.n_ctx} at the most."
         )
 
 
@@ -79,6 +96,25 @@ def _check_mlp(layer: int, mlp: Any) -> None:
             f"layer {layer} has packed (quantised) weights, which can't be edited in place. Load "
             "the model with dequantised weights; tars_lens.load does so for GGUF files."
         )
+
+
+def _check_read_out(model: Any) -> None:
+    """Refuses logits that are more than the final norm, the unembedding and a soft cap."""
+    norm, rows = submodule(model, "ln_final"), weight(submodule(model, "unembed"), "W_U")
+    width = model.blocks[0].mlp.W_out.shape[1]
+    if norm is None or rows is None or rows.shape[0] != width:
+        raise TarsError(
+            "the model's logits aren't made by a final norm and an unembedding as wide as its "
+            f"stream ({width}), so they can't be read after every layer. Choose another model."
+        )
+    config = getattr(submodule(model, "original_model"), "config", None)
+    for name in _SCALES:
+        scale = getattr(config, name, None)
+        if scale is not None and scale != 1:
+            raise TarsError(
+                f"the model rescales its logits ({name} = {scale}), which isn't supported: its "
+                "probabilities would be wrong. Choose another model."
+            )
 
 
 def _is_folded(model: Any) -> bool:

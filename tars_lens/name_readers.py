@@ -75,10 +75,13 @@ class NameTexts:
             others=tuple(_texts([name], FRAMES) for name in others),
             bare=(
                 *((name,) for name in _begun(lens, bare)),
-                *(_texts([name], BARE_FRAMES) for name in bare),
+                *(_texts([name], BARE_FRAMES) for name in _spelt_bare(lens, bare)),
             ),
             near=_texts(near_names, FRAMES),
-            near_bare=(*_begun(lens, near_begun), *_texts(near_begun, BARE_FRAMES)),
+            near_bare=(
+                *_begun(lens, near_begun),
+                *_texts(_spelt_bare(lens, near_begun), BARE_FRAMES),
+            ),
         )
 
     @property
@@ -176,9 +179,21 @@ def _distinct(lens: Lens, name: str) -> bool:
     early, they would be taken for the name in any text of that script.
     "Saturne" ends in "ne" on SmolLM2-135M, and so does "Atarne": read there, it had a KL of 5.6.
     """
-    last = name.split()[-1]
-    token = lens.string(lens.pieces(f" {name}")[-1]).strip()
+    return _tells_end(lens, name, f" {name}")
+
+
+def _tells_end(lens: Lens, name: str, text: str) -> bool:
+    last, token = name.split()[-1], lens.string(lens.pieces(text)[-1]).strip()
     return "\ufffd" not in token and 2 * len(token) > len(last)
+
+
+def _spelt_bare(lens: Lens, names: Iterable[str]) -> tuple[str, ...]:
+    """The names whose last token tells them where no space stands before.
+
+    A tokenizer that puts a space of its own before every text has few tokens for words without
+    one: "(Saturn" may end in "n", which ends other words as well.
+    """
+    return tuple(n for n in names if not lens.spelling.adds_space or _tells_end(lens, n, n))
 
 
 def _spells(name: str, main: Sequence[str]) -> bool:
@@ -200,7 +215,7 @@ def _begun(lens: Lens, names: Iterable[str]) -> tuple[str, ...]:
     is can hardly be seen in the stream after two layers: a name of one token is not read there
     (nor is it much of a name to the model: "Microsoft was founded by Bill" has no Gates after it).
     """
-    return tuple(name for name in names if lens.begins or len(lens.pieces(name)) > 1)
+    return tuple(name for name in names if lens.spelling.begins or len(lens.pieces(name)) > 1)
 
 
 def _texts(names: Iterable[str], frames: Sequence[str]) -> Form:

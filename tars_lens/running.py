@@ -79,6 +79,32 @@ def replacing(model: Any, values: Mapping[Point, Tensor]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def changing_mlp(
+    model: Any, layer: int, change: Callable[[Tensor], Tensor], *, hooked: bool
+) -> Iterator[None]:
+    """Sends on what `change` makes of an MLP's output, before any norm, while the block runs.
+
+    Args:
+        model: The bridge or `HookedTransformer`.
+        layer: Whose MLP.
+        change: Given `[batch, pos, d_model]`; gradients flow through it.
+        hooked: Whether it is a `HookedTransformer`.
+    """
+    if hooked:
+        mlp = model.blocks[layer].mlp
+        handle = mlp.register_forward_hook(lambda _module, _inputs, output: change(output))
+        try:
+            yield
+        finally:
+            handle.remove()
+        return
+    # the out-projection and not the MLP, which OPT's blocks don't call
+    hooks = [(f"blocks.{layer}.mlp.out.hook_out", lambda value, hook: change(value))]  # noqa: ARG005
+    with model.hooks(fwd_hooks=hooks):
+        yield
+
+
 class Resumption:
     """Begins a model's runs at a layer, from a residual stream.
 

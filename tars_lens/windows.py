@@ -90,18 +90,11 @@ def cut(lens: Lens, corpus: Corpus, *, reported_tokens: int = 25_600) -> Windows
 def _pieces(lens: Lens, document: str) -> list[list[int]]:
     """A document's whole windows, each beginning as the tokenizer begins a text."""
     ids = lens.tokens(document)
-    bos = _leading(lens)
+    bos = lens.spelling.bos
     body = ids[len(bos) :]
     width = WIDTH - len(bos)
     starts = range(0, len(body) - width + 1, width)
     return [bos + body[start : start + width] for start in starts]
-
-
-def _leading(lens: Lens) -> list[int]:
-    """The special tokens that the tokenizer puts before a text (its BOS, or nothing)."""
-    whole, plain = lens.tokens("a"), lens.pieces("a")
-    lead = len(whole) - len(plain)
-    return whole[:lead] if lead > 0 and whole[lead:] == plain else []
 
 
 def _hold_back(

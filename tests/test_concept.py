@@ -266,3 +266,9 @@ def test_the_longest_form_is_replaced_first_and_literally():
     forms = ["Holmes", "Sherlock Holmes"]
     said = substituted("Sherlock Holmes and holmes; Holmesian", forms, r"Hercule \1 Poirot")
     assert said == r"Hercule \1 Poirot and Hercule \1 Poirot; Holmesian"
+
+
+def test_a_card_made_in_python_has_its_own_name_among_its_names():
+    card = Concept("Marie Curie", "Curie", "She discovered radium:")
+    assert (card.names, card.key) == (("Marie Curie",), "marie_curie")
+    assert Concept.from_dict(card.to_dict()) == card

@@ -5,7 +5,15 @@ import importlib.util
 import pytest
 import torch
 import transformers
-from tiny import ARCHITECTURES, boot, read_tokenizer, save_checkpoint, tiny_lens
+from tiny import (
+    ARCHITECTURES,
+    COMMON,
+    boot,
+    random_bridge,
+    read_tokenizer,
+    save_checkpoint,
+    tiny_lens,
+)
 
 from tars_lens.attribution.parts import logit_parts
 from tars_lens.errors import TarsError
@@ -417,3 +425,56 @@ def test_a_centred_hooked_transformer_is_refused():
             block.mlp.W_out -= block.mlp.W_out.mean(-1, keepdim=True)
     with pytest.raises(TarsError, match="centred.*from_pretrained_no_processing"):
         Lens(model, _Tokenizer())
+
+
+@parametrise
+def test_an_mlps_output_can_be_changed_while_a_block_runs(arch):
+    lens = tiny_lens(arch)
+    ids, point = torch.tensor([[4, 9, 33]]), Point("mlp_out", 1)
+    before = lens.capture(ids, [point])[point]
+    with lens.changing_mlp(1, torch.zeros_like):
+        assert lens.capture(ids, [point])[point].abs().max() == 0.0
+    assert torch.equal(lens.capture(ids, [point])[point], before)
+
+
+# --- what can't be read after every layer ------------------------------------------------------
+
+
+def test_logits_that_are_rescaled_are_refused():
+    config = transformers.GraniteConfig(**COMMON, logits_scaling=8.0)
+    with pytest.raises(TarsError, match=r"rescales its logits \(logits_scaling = 8.0\)"):
+        Lens(random_bridge(config))
+    usual = transformers.GraniteConfig(**COMMON)
+    assert Lens(random_bridge(usual)).n_layers == 3
+
+
+def test_a_stream_of_another_width_than_the_unembedding_is_refused():
+    config = transformers.OPTConfig(
+        vocab_size=64,
+        hidden_size=16,
+        ffn_dim=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        word_embed_proj_dim=8,
+        do_layer_norm_before=False,
+        pad_token_id=3,
+    )
+    with pytest.raises(TarsError, match="aren't made by a final norm and an unembedding"):
+        Lens(random_bridge(config))
+
+
+def test_a_norm_without_a_gain_has_a_gain_of_one():
+    lens = Lens(random_bridge(transformers.OlmoConfig(**COMMON, pad_token_id=3)))
+    assert torch.equal(lens.final_gain, torch.ones(lens.d_model))
+    ids = torch.tensor([[4, 5, 6]])
+    read = lens.read_out(lens.residual(ids, -1))
+    assert (read - lens.model(ids, return_type="logits").float()).abs().max() < 1e-5
+
+
+def test_a_text_longer_than_the_learned_positions_is_one_message():
+    for arch in ("gpt2", "opt"):
+        lens = tiny_lens(arch)
+        with pytest.raises(TarsError, match="a text of 65 tokens is too long: the model reads 64"):
+            lens.batch([[4] * 65])
+    assert tiny_lens("llama").batch([[4] * 65]).ids.shape == (1, 65)

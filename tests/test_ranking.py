@@ -111,7 +111,7 @@ def test_the_null_is_what_independent_random_vectors_give_and_shrinks_with_the_w
 ):
     thresholds = {}
     for width in (16, 128):
-        sizes = {**tiny._COMMON, "hidden_size": width}
+        sizes = {**tiny.COMMON, "hidden_size": width}
         monkeypatch.setitem(tiny._CONFIGS, "llama", lambda sizes=sizes: LlamaConfig(**sizes))
         lens = Lens(*tiny.boot(tiny.save_checkpoint(tmp_path / str(width), "llama")))
         null = null_distribution(lens, directions=200)

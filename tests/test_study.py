@@ -153,10 +153,8 @@ def test_names_are_read_without_a_space(place):
 class _Speller(Lens):
     """A lens that only spells: each name in two where it has an "h"."""
 
-    begins = False
-
-    def __init__(self, begins):
-        self.begins = begins
+    def __init__(self, begins, adds_space=False):
+        self.spelling = SimpleNamespace(begins=begins, adds_space=adds_space)
         self.tokenizer = SimpleNamespace(unk_token_id="unknown")
 
     def pieces(self, text):
@@ -183,6 +181,14 @@ def test_a_name_is_read_as_it_begins_a_sentence_or_a_text_and_in_its_plural(begi
     )
     assert not any("nknown" in text for text in texts.near_bare)
     assert "The unknown" in texts.near
+
+
+def test_a_tokenizer_that_adds_spaces_reads_no_bare_name_by_a_last_letter():
+    lens, card = _Speller(True, adds_space=True), Concept("lion", "lion", "p", names=("lion", "he"))
+    lens.pieces = lambda text: [text] if text[0] == " " or len(text) < 3 else list(text)
+    texts = NameTexts.of(lens, card, ("rhino",))
+    assert [form[0] for form in texts.bare] == ["Lion", "lion", "he", BARE_FRAMES[0].format("he")]
+    assert texts.near_bare == ("Rhino",)
 
 
 def test_keep_neighbours_must_be_a_share():

@@ -16,7 +16,7 @@ WORDS = 60
 """Words `w0`, `w1`, ... that the tokenizer knows, after its four special tokens."""
 
 _VOCABULARY = 64
-_COMMON: dict[str, Any] = {
+COMMON: dict[str, Any] = {
     "vocab_size": _VOCABULARY,
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -25,16 +25,16 @@ _COMMON: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
-_NO_GROUPS = {k: v for k, v in _COMMON.items() if k != "num_key_value_heads"}
+_NO_GROUPS = {k: v for k, v in COMMON.items() if k != "num_key_value_heads"}
 
 _CONFIGS: dict[str, Any] = {
-    "llama": lambda: transformers.LlamaConfig(**_COMMON, tie_word_embeddings=True),
-    "mistral": lambda: transformers.MistralConfig(**_COMMON),
-    "qwen2": lambda: transformers.Qwen2Config(**_COMMON),
-    "qwen3": lambda: transformers.Qwen3Config(**_COMMON, head_dim=8),
-    "gemma": lambda: transformers.GemmaConfig(**_COMMON, head_dim=8),
-    "gemma2": lambda: transformers.Gemma2Config(**_COMMON, head_dim=8),
-    "gemma3": lambda: transformers.Gemma3TextConfig(**_COMMON, head_dim=8),
+    "llama": lambda: transformers.LlamaConfig(**COMMON, tie_word_embeddings=True),
+    "mistral": lambda: transformers.MistralConfig(**COMMON),
+    "qwen2": lambda: transformers.Qwen2Config(**COMMON),
+    "qwen3": lambda: transformers.Qwen3Config(**COMMON, head_dim=8),
+    "gemma": lambda: transformers.GemmaConfig(**COMMON, head_dim=8),
+    "gemma2": lambda: transformers.Gemma2Config(**COMMON, head_dim=8),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**COMMON, head_dim=8),
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=_VOCABULARY, n_embd=16, n_layer=3, n_head=2, n_inner=24, n_positions=64
     ),
@@ -49,8 +49,8 @@ _CONFIGS: dict[str, Any] = {
         word_embed_proj_dim=16,
         pad_token_id=3,
     ),
-    "phi3": lambda: transformers.Phi3Config(**_COMMON, pad_token_id=3),
-    "mixtral": lambda: transformers.MixtralConfig(**_COMMON, num_local_experts=2),
+    "phi3": lambda: transformers.Phi3Config(**COMMON, pad_token_id=3),
+    "mixtral": lambda: transformers.MixtralConfig(**COMMON, num_local_experts=2),
 }
 
 ARCHITECTURES = tuple(name for name in _CONFIGS if name != "mixtral")
@@ -91,10 +91,22 @@ def boot(folder: Path, name: str = "tiny") -> tuple[Any, Any]:
     tokenizer = read_tokenizer(folder)
     tokenizer.init_kwargs.setdefault("name_or_path", str(folder))
     tokenizer.init_kwargs["add_bos_token"] = False
-    bridge = TransformerBridge.boot_transformers(
+    return bridged(hf, tokenizer, name), tokenizer
+
+
+def bridged(hf: Any, tokenizer: Any, name: str = "tiny") -> Any:
+    """A bridge over a Hugging Face model."""
+    return TransformerBridge.boot_transformers(
         name, hf_model=hf, tokenizer=tokenizer, device="cpu", dtype=hf.dtype
     )
-    return bridge, tokenizer
+
+
+def random_bridge(config: Any, tokenizer: Any = None) -> Any:
+    """A bridge over a random model of any config."""
+    torch.manual_seed(0)
+    hf = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    hf.config.architectures = [type(hf).__name__]
+    return bridged(hf.eval(), tokenizer or boot(_folder("llama", torch.float32))[1])
 
 
 def tiny_lens(arch: str, dtype: torch.dtype = torch.float32) -> Lens:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -109,13 +108,10 @@ def _adding(
 ) -> Iterator[None]:
     """Adds a vector to what an MLP writes at one position of each row."""
 
-    def add(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+    def add(output: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         there = torch.zeros(output.shape[:2], device=output.device, dtype=output.dtype)
         there[rows, places] = 1
         return output + there[..., None] * more.to(output.dtype)
 
-    handle = lens.model.blocks[layer].mlp.register_forward_hook(add)
-    try:
+    with lens.changing_mlp(layer, add):
         yield
-    finally:
-        handle.remove()

@@ -1,0 +1,68 @@
+"""How a tokenizer spells a text that begins or continues, and what its tokens say.
+
+SentencePiece tokenizers of the Llama 2 kind put a space of their own before every text, and take
+the first space off whatever they decode. There " Saturn" alone would be a bare space and " Saturn",
+and the token " Saturn" would say "Saturn". What continues a text is therefore spelt, and read,
+behind a line break there.
+"""
+
+from functools import cached_property
+from typing import Any
+
+_ANCHOR = "\n"
+
+
+class Spelling:
+    """A tokenizer, seen through texts that begin or continue.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def begun(self, text: str) -> list[int]:
+        """The ids of a text that begins, with the BOS that the tokenizer adds by itself, if any."""
+        return list(self._tokenizer(text)["input_ids"])
+
+    def continued(self, text: str) -> list[int]:
+        """The ids of a text that continues another: no special tokens."""
+        return self._after_anchor(text) if self.adds_space else self._plain(text)
+
+    def says(self, token: int) -> str:
+        """What a token says, its space included."""
+        if not self.adds_space:
+            return self._decode([token])
+        return self._decode([*self._anchor, token])[len(self._decode(self._anchor)) :]
+
+    @cached_property
+    def bos(self) -> list[int]:
+        """The tokens that the tokenizer puts before each text: its BOS, or nothing."""
+        whole, plain = self.begun("a"), self._plain("a")
+        lead = len(whole) - len(plain)
+        return whole[:lead] if lead > 0 and whole[lead:] == plain else []
+
+    @cached_property
+    def begins(self) -> bool:
+        """Whether the tokenizer puts a token of its own around each text."""
+        return self.begun("a") != self._plain("a")
+
+    @cached_property
+    def adds_space(self) -> bool:
+        """Whether the tokenizer spells a text as if a space stood before it."""
+        return self._plain("a") == self._after_anchor(" a")
+
+    @cached_property
+    def _anchor(self) -> list[int]:
+        return self._plain(_ANCHOR)
+
+    def _after_anchor(self, text: str) -> list[int]:
+        whole, lead = self._plain(f"{_ANCHOR}{text}"), len(self._anchor)
+        return whole[lead:] if whole[:lead] == self._anchor else self._plain(text)
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids))

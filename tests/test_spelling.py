@@ -1,0 +1,77 @@
+"""Texts that continue another, whatever a tokenizer does about the space before them."""
+
+import pytest
+import transformers
+from tiny import COMMON, random_bridge
+from tokenizers import Tokenizer, decoders, models, normalizers
+
+from tars_lens.concept import Concept
+from tars_lens.errors import TarsError
+from tars_lens.forms import first_tokens
+from tars_lens.lens import Lens
+from tars_lens.spelling import Spelling
+from tars_lens.unembedding import Unembedding
+
+BYTES = [f"<0x{i:02X}>" for i in range(256)]
+
+
+def _llama_like(words):
+    """A tokenizer as Llama 2 has it: a space of its own in front, and off again when decoded."""
+    pieces = ["<unk>", "<s>", *BYTES, "▁", *"Saturnm1962", *(f"▁{word}" for word in words)]
+    vocabulary = [(piece, -float(len(piece) < 3)) for piece in dict.fromkeys(pieces)]
+    made = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    made.normalizer = normalizers.Sequence(steps)
+    back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    made.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return _llama_like(["Saturn", "Mars", "planet"])
+
+
+@pytest.fixture(scope="module")
+def lens(tokenizer):
+    config = transformers.LlamaConfig(**{**COMMON, "vocab_size": len(tokenizer)})
+    return Lens(random_bridge(config, tokenizer), tokenizer)
+
+
+def test_a_space_of_the_tokenizers_own_is_no_part_of_what_continues_a_text(tokenizer):
+    plain = tokenizer(" Saturn", add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(plain) == ["▁", "▁Saturn"]
+    spelling = Spelling(tokenizer)
+    assert spelling.adds_space
+    assert tokenizer.convert_ids_to_tokens(spelling.continued(" Saturn")) == ["▁Saturn"]
+    assert tokenizer.convert_ids_to_tokens(spelling.continued("Saturn")) == list("Saturn")
+    whole = tokenizer("planet Saturn", add_special_tokens=False)["input_ids"]
+    assert spelling.begun("planet") + spelling.continued(" Saturn") == whole
+
+
+def test_a_token_says_its_space(tokenizer):
+    spelling = Spelling(tokenizer)
+    (token,) = spelling.continued(" Mars")
+    assert tokenizer.decode([token]) == "Mars"
+    assert spelling.says(token) == " Mars"
+    assert [spelling.says(t) for t in spelling.continued("Mars")][-1] == "s"
+
+
+def test_the_word_with_its_space_is_the_first_token_and_words_are_found(lens):
+    card = Concept("Saturn", "Saturn", "planet")
+    (token,) = lens.pieces(" Saturn")
+    assert first_tokens(lens, card) == [token]
+    words = Unembedding.fit(lens).nearest_words([token], 5)
+    assert {lens.string(word) for word in words} == {" Mars", " planet"}
+
+
+@pytest.mark.parametrize("answer", ["1969", "9 Mars"])
+def test_an_answer_that_begins_with_a_bare_space_or_one_digit_is_refused(lens, answer):
+    assert lens.string(lens.pieces(f" {answer}")[0]) == " "
+    with pytest.raises(TarsError, match=r"can't be told by its first token.* as ' ', "):
+        first_tokens(lens, Concept("It", answer, "planet"))
+
+
+def test_an_alias_that_begins_so_is_left_out(lens):
+    card = Concept("Saturn", "Saturn", "planet", aliases=("1969",))
+    assert first_tokens(lens, card) == lens.pieces(" Saturn")
