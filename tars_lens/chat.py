@@ -116,7 +116,13 @@ class Chat:
         return self._alternate(sides)
 
     def likeliest(self, text: str, top: int) -> pd.DataFrame:
-        """The likeliest first tokens of each answer: columns side, rank, token, p."""
+        """The likeliest first tokens of each answer: columns side, rank, token, p.
+
+        Raises:
+            TarsError: `top` below 1, or an empty prompt.
+        """
+        if top < 1:
+            raise TarsError(f"at least 1 of the likeliest tokens can be shown, got {top}.")
         batch = self.lens.batch([self._ids(self._prompt(text))])
         lines = []
         sides: tuple[tuple[Side, tuple[Patch, ...]], ...] = (("base", ()), ("edited", self.active))

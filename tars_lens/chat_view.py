@@ -21,14 +21,25 @@ _LEVELS = ((0.5, "black on #d55e00"), (0.1, "black on #e69f00"), (0.01, "black o
 Answers = dict[Side, list[Token]]
 
 
-def converse(chat: Chat, console: Console, prompts: Iterable[str], *, top: int = 0) -> None:
+def converse(
+    chat: Chat,
+    console: Console,
+    prompts: Iterable[str],
+    *,
+    top: int = 0,
+    typed: bool = False,
+) -> None:
     """Answers prompts and obeys commands until there are no more, or one says to quit.
 
     Args:
         chat: The model and its patches.
         console: Where to; colours and columns on a terminal, plain lines elsewhere.
         prompts: What the user writes, a line at a time.
-        top: How many of the likeliest first tokens are shown beside each answer.
+        top: How many of the likeliest first tokens are shown beside each answer; 0 for none.
+        typed: Whether somebody sits at the keyboard: a mistake is told, and the next line read.
+
+    Raises:
+        TarsError: A mistake in a prompt or a command that wasn't typed.
     """
     for line in prompts:
         text = line.strip()
@@ -39,7 +50,9 @@ def converse(chat: Chat, console: Console, prompts: Iterable[str], *, top: int =
                 console.print(_command(chat, text), markup=False)
             elif text:
                 answer(chat, console, text, top=top)
-        except TarsError as error:  # a slip at the keyboard doesn't end a chat
+        except TarsError as error:
+            if not typed:
+                raise  # a script is to see that it failed
             console.print(Text(f"error: {error}"))
 
 

@@ -21,15 +21,16 @@ def chat(
         list[str] | None,
         typer.Option(help="Answer this and end; may be repeated. Default: prompts are typed."),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 60,
-    temperature: Annotated[float, typer.Option(help="0 for the likeliest tokens.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 60,
+    temperature: Annotated[float, typer.Option(min=0, help="0 for the likeliest tokens.")] = 0.0,
     seed: Annotated[
         int,
         typer.Option(min=0, max=LAST_SEED, help="Seed of the draws, the same for both answers."),
     ] = 0,
     top: Annotated[
-        int, typer.Option(help="Show so many of the likeliest first tokens of each answer.")
-    ] = 0,
+        int | None,
+        typer.Option(min=1, help="Show so many of the likeliest first tokens of each answer."),
+    ] = None,
     template: Annotated[
         bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")
     ] = False,
@@ -61,15 +62,16 @@ def chat(
         )
         advance(f"loading {model}", 1, 1)
     console = Console(highlight=False)
+    shown = top or 0
     if prompt:
-        converse(talk, console, prompt, top=top)
+        converse(talk, console, prompt, top=shown)
     elif sys.stdin.isatty():
         if console.is_terminal and not quiet:
             on = ", ".join(patch.label for patch in patches)
             console.print(f"{lens.name}, edited by {on}. /help tells what there is.", markup=False)
-        converse(talk, console, _typed(), top=top)
+        converse(talk, console, _typed(), top=shown, typed=True)
     else:
-        converse(talk, console, sys.stdin, top=top)
+        converse(talk, console, sys.stdin, top=shown)
 
 
 def _typed() -> Iterator[str]:

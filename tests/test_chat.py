@@ -1,5 +1,8 @@
+from io import StringIO
+
 import pytest
 import torch
+from commands import mistake, run
 from patch_models import boot, random_patch, same, save_model, snapshot
 from rich.console import Console
 from tiny import tiny_lens
@@ -38,11 +41,11 @@ def _sides(chat: Chat, prompt: str = PROMPT):
     return found
 
 
-def _printed(chat: Chat, lines, *, terminal: bool = False, top: int = 0) -> str:
+def _printed(chat: Chat, lines, *, terminal: bool = False, **options) -> str:
     colours = "truecolor" if terminal else None
     console = Console(force_terminal=terminal, width=100, color_system=colours, highlight=False)
     with console.capture() as captured:
-        converse(chat, console, lines, top=top)
+        converse(chat, console, lines, **options)
     return captured.get()
 
 
@@ -141,10 +144,12 @@ def test_a_pipe_gets_plain_lines():
 def test_commands_are_obeyed_and_slips_do_not_end_the_chat():
     lens = _lens()
     chat = Chat(lens, [_patch(lens)], max_tokens=2)
-    out = _printed(chat, ["/toggle 1", "/toggle", "/toggle 9", "/what", "/help", PROMPT])
+    lines = ["/toggle 1", "/toggle", "/toggle 9", "/what", "/help", "w1 " * 70, PROMPT]
+    out = _printed(chat, lines, typed=True)
     assert "1 one: off" in out
     assert "/toggle needs the number" in out and "no patch 9" in out
     assert "unknown command '/what'" in out and "Ctrl-C stops an answer" in out
+    assert "error: a prompt of 70 tokens" in out
     assert out.rstrip().splitlines()[-1].startswith("edited")
 
 
@@ -159,6 +164,8 @@ def test_the_likeliest_first_tokens_are_those_of_each_model():
     assert edited["token"].tolist() == [lens.string(int(t)) for t in p.topk(3).indices]
     assert edited["p"].tolist() == pytest.approx(p.topk(3).values.tolist(), rel=1e-4)
     assert repr(edited["token"].iloc[0]) in _printed(chat, [PROMPT], top=3)
+    with pytest.raises(TarsError, match="at least 1 of the likeliest tokens .* got 0"):
+        chat.likeliest(PROMPT, 0)
 
 
 def test_a_terminal_colours_the_tokens_by_the_concepts_probability():
@@ -190,11 +197,16 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_there_is(monkeypatch):
     assert same(before, snapshot(lens))
 
 
-def test_the_command_reads_prompts_from_a_pipe(tmp_path, monkeypatch):
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    """A patch file, for the command; its base is the model that is loaded."""
     lens = _lens()
     monkeypatch.setattr("tars_lens.loading.load", lambda *_, **__: lens)
-    file = tmp_path / "one.safetensors"
-    _patch(lens).save(file)
+    _patch(lens).save(tmp_path / "one.safetensors")
+    return tmp_path / "one.safetensors"
+
+
+def test_the_command_reads_prompts_from_a_pipe(file):
     ran = CliRunner().invoke(
         app, ["chat", str(file), "--max-tokens", "3"], input=f"{PROMPT}\nw8 w9\n"
     )
@@ -203,6 +215,19 @@ def test_the_command_reads_prompts_from_a_pipe(tmp_path, monkeypatch):
     prompts = ["--prompt", "w1 w2", "--prompt", "w3", "--max-tokens", "2"]
     ran = CliRunner().invoke(app, ["chat", str(file), *prompts])
     assert [line for line in ran.stdout.splitlines() if line[0] == ">"] == ["> w1 w2", "> w3"]
+
+
+@pytest.mark.parametrize("given", [("--top", 0), ("--max-tokens", 0), ("--temperature", -1)])
+def test_an_option_that_makes_no_sense_is_refused(file, given):
+    code, out, err = run("chat", file, "--prompt", PROMPT, *given)
+    assert (code, out) == (2, "") and f"Invalid value for '{given[0]}'" in err
+
+
+def test_a_bad_prompt_that_was_not_typed_is_an_error(file, monkeypatch):
+    assert mistake("chat", file, "--prompt", "w1 " * 70).startswith("a prompt of 70 tokens and 60")
+    assert "no patch 9" in mistake("chat", file, "--prompt", "/toggle 9")
+    monkeypatch.setattr("sys.stdin", StringIO(f"{'w1 ' * 70}\n{PROMPT}\n"))
+    assert mistake("chat", file).startswith("a prompt of 70 tokens")  # in a pipe
 
 
 @pytest.mark.real
