@@ -91,6 +91,16 @@ def planned_rows(patches: Iterable[Patch]) -> int:
     )
 
 
+def final_rows(patches: Iterable[Patch], place: Place) -> dict[int, Tensor]:
+    """What the patches leave in each row of a place that they touch: the last one wins."""
+    final: dict[int, Tensor] = {}
+    for patch in patches:
+        if place in patch.edits:
+            rows = patch.edits[place]
+            final.update(zip(rows.neurons.tolist(), rows.new, strict=True))
+    return final
+
+
 def _touched(lens: Lens, places: set[Place]) -> dict[str, Tensor]:
     """The tensors of the model that hold the rows of any of the places."""
     return {
@@ -120,7 +130,7 @@ def _compare(
             if _holds(tensor, view):
                 offset = (span(view)[0] - span(tensor)[0]) // tensor.itemsize
                 cells = changed.as_strided(view.shape, view.stride(), offset)
-                rows, planned_cells = _count_rows(cells, view, _final_rows(patches, place))
+                rows, planned_cells = _count_rows(cells, view, final_rows(patches, place))
                 count, inside = count + rows, inside + planned_cells
     return count, int(changed.sum()) == inside
 
@@ -138,16 +148,6 @@ def _count_rows(
         as_planned = torch.equal(values[neuron], new.to(values))
         count -= int(rows[neuron] and not as_planned)
     return count, inside
-
-
-def _final_rows(patches: Iterable[Patch], place: Place) -> dict[int, Tensor]:
-    """What the patches leave in each row of a place that they touch: the last one wins."""
-    final: dict[int, Tensor] = {}
-    for patch in patches:
-        if place in patch.edits:
-            rows = patch.edits[place]
-            final.update(zip(rows.neurons.tolist(), rows.new, strict=True))
-    return final
 
 
 def _bits(values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:

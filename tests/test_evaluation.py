@@ -289,6 +289,28 @@ def test_a_pair_of_checkpoints_is_scored_like_a_patch(tiny, card, patch, base):
     )
 
 
+def test_patches_of_two_bases_are_what_they_leave_in_the_model(tiny, patch):
+    rows = patch.edits[1, "out"]
+    halves = replace(rows, old=-rows.old.bfloat16(), new=-rows.new.bfloat16())
+    other = replace(patch, edits={(1, "out"): halves}, base_sha256={(1, "out"): "0" * 64})
+    with pytest.raises(TarsError, match="made for another base"):
+        patched(tiny, [patch, other])
+    subject = patched(tiny, [patch, other], force=True)
+    with subject.held(tiny) as held:
+        for place, left in subject.edits.items():
+            assert torch.equal(held.vectors(*place)[left.neurons], left.values)
+    assert torch.equal(subject.edits[1, "out"].values, halves.new.float())
+
+
+def test_one_base_may_have_two_names(tiny, patch):
+    apart = Patch.build(tiny, {(0, "in"): Rows(torch.tensor([4]), torch.ones(1, tiny.d_model))})
+    subject = patched(tiny, [patch, replace(apart, base_name="hub/tiny")])
+    assert {place: rows.neurons.tolist() for place, rows in subject.edits.items()} == {
+        (0, "in"): [4],
+        (1, "out"): [3, 5],
+    }
+
+
 def test_another_shape_is_no_edit(tiny, tmp_path):
     other = load(save_wordy_checkpoint(tmp_path / "wordy"), progress=False)
     with pytest.raises(TarsError, match="no edit of .*: n_layers is 2, not 3"):

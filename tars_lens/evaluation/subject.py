@@ -11,7 +11,7 @@ from tars_lens import stack
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens
 from tars_lens.patch import Patch
-from tars_lens.patch_tools import merge
+from tars_lens.verification import final_rows
 from tars_lens.weights import Edits, Place, Rows, written
 
 BLOCKED = "blocked token"
@@ -63,7 +63,17 @@ def patched(lens: Lens, patches: Sequence[Patch], *, force: bool = False) -> Sub
         with stack.holding(base, patches):
             yield base
 
-    return Subject("edited", held, merge(patches).new_rows, digest)
+    return Subject("edited", held, _left_by(patches, lens.dtype), digest)
+
+
+def _left_by(patches: Sequence[Patch], dtype: torch.dtype) -> Edits:
+    """What the patches leave in the model, whatever bases they were made for."""
+    places = sorted({place for patch in patches for place in patch.edits})
+    final = {place: final_rows(patches, place) for place in places}
+    return {
+        place: Rows(torch.tensor(list(rows)), torch.stack(list(rows.values())).to(dtype))
+        for place, rows in final.items()
+    }
 
 
 def rewritten(name: str, edits: Edits) -> Subject:
