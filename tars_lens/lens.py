@@ -239,10 +239,10 @@ class Lens:
 
         def keep(point: Point, value: Tensor) -> None:
             if positions is None:
-                seen[point] = value.detach().clone()
+                seen[point] = value.detach().clone().to(self.device)  # its layer's may be another
             else:
                 rows = torch.arange(len(value), device=value.device)
-                seen[point] = value[rows, positions].detach()
+                seen[point] = value[rows, positions.to(value.device)].detach().to(self.device)
             if len(seen) == len(wanted):
                 raise Seen
 
@@ -281,7 +281,7 @@ class Lens:
         logits = self.model.unembed(self.model.ln_final(flat)).float()
         if self.logit_cap is not None:
             logits = self.logit_cap * torch.tanh(logits / self.logit_cap)
-        return logits.reshape(*stream.shape[:-1], -1)
+        return logits.reshape(*stream.shape[:-1], -1).to(self.device)
 
     def next_logits(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
         """Logits in float32 of the token after each prompt."""

@@ -123,7 +123,9 @@ class Unembedding:
 def _effective(
     lens: Lens, columns: Float[Tensor, "d_model tokens"], mean: Float[Tensor, " d_model"]
 ) -> Float[Tensor, "tokens d_model"]:
-    rows = (columns.float() - mean[:, None]).T * lens.final_gain.float()
+    rows = (columns.float().to(mean.device) - mean[:, None]).T * lens.final_gain.float().to(
+        mean.device
+    )
     return rows - rows.mean(dim=1, keepdim=True) if lens.centres else rows
 
 
