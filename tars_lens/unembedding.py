@@ -39,7 +39,7 @@ class Unembedding:
         columns = lens.unembedding
         mean = torch.zeros(lens.d_model, device=lens.device)
         for chunk in columns.split(_CHUNK, dim=1):
-            mean += chunk.float().sum(dim=1)
+            mean += chunk.float().sum(dim=1).to(mean.device)
         mean /= lens.d_vocab
         covariance = torch.zeros(lens.d_model, lens.d_model, device=lens.device)
         for chunk in columns.split(_CHUNK, dim=1):
@@ -123,9 +123,8 @@ class Unembedding:
 def _effective(
     lens: Lens, columns: Float[Tensor, "d_model tokens"], mean: Float[Tensor, " d_model"]
 ) -> Float[Tensor, "tokens d_model"]:
-    rows = (columns.float().to(mean.device) - mean[:, None]).T * lens.final_gain.float().to(
-        mean.device
-    )
+    here = mean.device  # the unembedding's may be another
+    rows = (columns.float().to(here) - mean[:, None]).T * lens.final_gain.float().to(here)
     return rows - rows.mean(dim=1, keepdim=True) if lens.centres else rows
 
 
