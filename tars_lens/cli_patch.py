@@ -98,11 +98,12 @@ def revert(
     """Take one patch out of an edited checkpoint, whatever was applied after it."""
     _one_of(out, in_place)
     from tars_lens.checkpoint_stack import recorded_patches, revert_checkpoint
-    from tars_lens.in_place import revert_in_place
+    from tars_lens.in_place import recover, revert_in_place
     from tars_lens.patch import Patch
 
     patch = Patch.load(file)
     if out is not None:
+        recover(checkpoint)  # what a killed write in place has left half done
         revert_checkpoint(patch, checkpoint, out)
     else:
         revert_in_place(patch, checkpoint)
