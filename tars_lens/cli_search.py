@@ -39,7 +39,7 @@ def search(
     from tars_lens.errors import unknown
     from tars_lens.report.progress import progress
     from tars_lens.search_results import OBJECTIVES, RULE
-    from tars_lens.searching import SPACE, search_folder
+    from tars_lens.searching import SPACE, check_space, search_folder
     from tars_lens.searching import search as run
     from tars_lens.settings import MethodName, Settings
 
@@ -48,7 +48,7 @@ def search(
     name: Any = method
     base = Settings(name=name, seed=seed)
     cards = [Concept.load(concept) for concept in concepts]
-    tried = _space(space) if space else SPACE
+    tried = check_space(_space(space), base) if space else SPACE
     folder = search_folder(out)
     try:
         with progress(quiet=quiet) as advance:

@@ -17,7 +17,7 @@ from tars_lens.errors import TarsError
 from tars_lens.files import user_path, writable_folder
 from tars_lens.lens import Lens
 from tars_lens.search_results import OBJECTIVES, Search, Space, dominates, summarise
-from tars_lens.settings import Settings
+from tars_lens.settings import Settings, setting_value
 
 _CHEAP_SHARE = 8
 _SURE = 2.0  # by how much a cheap KL, of fewer tokens, must exceed a full one to settle anything
@@ -69,8 +69,8 @@ def search(
         advance: Told the progress.
 
     Raises:
-        TarsError: No optuna, no validation probes, an unknown setting, or a journal that belongs
-            to another search.
+        TarsError: No optuna, no validation probes, a setting that there isn't or a value that it
+            can't have, or a journal that belongs to another search.
     """
     start = base or Settings()
     measure = erasure_measure(lens, concepts, corpus)
@@ -105,7 +105,7 @@ def search_settings(
     Raises:
         TarsError: See `search`.
     """
-    check_space(space, base)
+    space = check_space(space, base)
     if trials < 1 or kl_tokens < _CHEAP_SHARE:
         raise TarsError(
             f"a search needs at least 1 trial and {_CHEAP_SHARE} tokens, got {trials} and "
@@ -126,20 +126,25 @@ def search_settings(
     return summarise(study.rows(), base, space)
 
 
-def check_space(space: Space, base: Settings) -> None:
-    """Refuses settings that there aren't, and those that are no matter of choice.
+def check_space(space: Space, base: Settings) -> dict[str, tuple[Any, ...]]:
+    """The space with every value in the kind that its setting is of; each makes sense by itself.
 
     Raises:
-        TarsError: With the settings that there are.
+        TarsError: Nothing to search, no setting of a name, no values, or one that is of another
+            kind or makes no sense.
     """
-    known = set(base.to_dict()) - {"name", "seed"}
-    for name, values in space.items():
-        if name not in known:
-            raise TarsError(f"no setting {name!r}; allowed: {', '.join(sorted(known))}.")
-        if not len(values):
-            raise TarsError(f"the setting {name!r} has no values to try.")
     if not space:
         raise TarsError("there is nothing to search: give at least one setting and its values.")
+    found = {
+        name: tuple(setting_value(name, value, base.name) for value in values)
+        for name, values in space.items()
+    }
+    for name, values in found.items():
+        if not values:
+            raise TarsError(f"the setting {name!r} has no values to try.")
+        for value in values:
+            replace(base, **{name: value})  # refuses what makes no sense
+    return found
 
 
 def space_values(space: Space) -> dict[str, list[Any]]:

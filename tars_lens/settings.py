@@ -1,6 +1,6 @@
 """Every choice of the method in one place, written into each report and patch."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from tars_lens.errors import TarsError
@@ -131,6 +131,44 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def setting_value(name: str, value: Any, method: MethodName = "tars") -> Any:
+    """A setting's value as a file or a caller gives it, in the kind that the setting is of.
+
+    A list becomes a tuple, and a whole number a float where the setting is one. A setting that is
+    usually `None` is a count.
+
+    Args:
+        name: The setting; `name` and `seed` are none of a file's.
+        value: What was given.
+        method: Whose usual value tells the kind.
+
+    Raises:
+        TarsError: There is no such setting, or the value is of another kind.
+    """
+    usual = Settings(name=method)
+    known = {f.name for f in fields(Settings)} - {"name", "seed"}
+    if name not in known:
+        raise TarsError(f"no setting {name!r}; allowed: {', '.join(sorted(known))}.")
+    default = getattr(usual, name)
+    try:
+        return _like(value, default)
+    except TypeError as error:
+        raise TarsError(f"setting {name!r} must be like {default!r}, got {value!r}.") from error
+
+
+def _like(value: Any, default: Any) -> Any:
+    """A value in the kind that the default is of; `TypeError` where it is of another."""
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(_like(each, default[0]) for each in value)
+    if isinstance(default, float) and (isinstance(value, float) or type(value) is int):
+        return float(value)
+    if default is None and value is None:
+        return None
+    if type(value) is not (int if default is None else type(default)):
+        raise TypeError
+    return value
 
 
 def _layers(depths: tuple[float, ...], n_layers: int) -> tuple[int, ...]:

@@ -65,6 +65,7 @@ def test_a_spec_is_every_combination_and_a_job_survives_its_way_to_a_worker(tmp_
         ({"concepts": []}, "key 'concepts' must be a list that isn't empty"),
         ({"concepts": ["no_such"]}, "unknown concept 'no_such'"),
         ({"seeds": ["a"]}, "key 'seeds' must hold int values alone"),
+        ({"seeds": [0, -1]}, "a seed must be from 0 to .*, got -1"),
         ({"methods": ["rome"]}, "unknown method 'rome'"),
         ({"kl_tokens": "many"}, "key 'kl_tokens' must be int"),
     ],
@@ -77,7 +78,7 @@ def test_a_malformed_spec_names_the_key(tmp_path, more, message):
 def test_an_unknown_setting_is_named(tmp_path):
     file = _spec(tmp_path / "s.toml")
     file.write_text(file.read_text() + "[settings]\nsafty = 3.0\n")
-    with pytest.raises(TarsError, match="no setting 'safty' in .settings.; allowed: .*safety"):
+    with pytest.raises(TarsError, match="no setting 'safty'; allowed: .*safety"):
         read_spec(file)
 
 

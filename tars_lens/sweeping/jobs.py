@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tomllib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +12,7 @@ from tars_lens.catalogue import BUILT_IN
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError, unknown
 from tars_lens.files import user_path
-from tars_lens.settings import MethodName, Settings
+from tars_lens.settings import MethodName, Settings, setting_value
 
 _LISTS = {"concepts": True, "models": True, "seeds": False, "methods": False}  # required or not
 _SINGLE = {"corpus": str, "kl_tokens": int, "dtype": str, "device": str, "settings": dict}
@@ -69,21 +69,8 @@ class Job:
         """
         if self.method not in get_args(MethodName):
             raise unknown("method", self.method, get_args(MethodName))
-        known = {f.name for f in fields(Settings)} - {"name", "seed"}
-        for key in self.settings:
-            if key not in known:
-                allowed = ", ".join(sorted(known))
-                raise TarsError(f"no setting {key!r} in [settings]; allowed: {allowed}.")
         name: Any = self.method
-        usual = Settings(name=name)
-        given: dict[str, Any] = {}
-        for key, value in self.settings.items():
-            default = getattr(usual, key)
-            try:
-                given[key] = _like(value, default)
-            except TypeError as error:
-                message = f"setting {key!r} must be like {default!r}, got {value!r}."
-                raise TarsError(message) from error
+        given = {key: setting_value(key, value, name) for key, value in self.settings.items()}
         return Settings(name=name, seed=self.seed, **given)
 
     def to_json(self) -> str:
@@ -97,21 +84,6 @@ class Job:
         for key in ("concepts", "keys"):
             values[key] = tuple(values[key])
         return cls(**values)
-
-
-def _like(value: Any, default: Any) -> Any:
-    """A setting's value as the kind that the default is of; one without is a count.
-
-    Raises:
-        TypeError: It is of another kind.
-    """
-    if isinstance(default, tuple) and isinstance(value, list | tuple):
-        return tuple(_like(each, default[0]) for each in value)
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    if type(value) is not (int if default is None else type(default)):
-        raise TypeError
-    return value
 
 
 def read_spec(path: Path | str) -> list[Job]:
