@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = known.groupby(by, sort=False).size().rename("known")
     table = means.join(counts).join(sizes, how="right").reset_index()
     table["known"] = table["known"].fillna(0).astype(int)
-    analysis.table(table.assign(kept=table["p_after"] / table["p_before"]))
+    analysis.table(table.assign(ratio=table["p_after"] / table["p_before"]))
     rows = len(known.drop_duplicates(by))
     made, axes = figure(1, height=rows_height(rows, known["concept"].nunique()))
     languages(probes, axes)
