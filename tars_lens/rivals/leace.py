@@ -15,7 +15,7 @@ from tars_lens.rivals.base import Edit
 from tars_lens.rivals.choosing import forward_prompts, other_prompts
 from tars_lens.windows import Windows
 
-_PLAIN_WINDOWS = 8
+_PLAIN_WINDOWS = 64  # fewer positions than dimensions would say little of a covariance
 _STRIDE = 8  # neighbouring positions of a text say much the same of a covariance
 
 
