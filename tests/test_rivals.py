@@ -24,7 +24,7 @@ from tars_lens.rivals.ascent import npo_loss
 from tars_lens.rivals.choosing import forward_prompts, gentlest, left
 from tars_lens.rivals.demotion import demoted, pulled_back
 from tars_lens.rivals.facts import Facts, own_facts
-from tars_lens.rivals.leace import leace
+from tars_lens.rivals.leace import PLAIN_WINDOWS, leace
 from tars_lens.rivals.needle import needle
 from tars_lens.rivals.neutral_targets import forward_asked, reverse_asked
 from tars_lens.rivals.rank_one import edited_at, second_moment, with_value
@@ -248,7 +248,7 @@ def test_after_leace_the_classes_have_one_mean_at_every_erased_layer(tiny, card,
 
     own = [*forward_prompts(card), *(p.prompt for p in card.validation.reverse)]
     batch = tiny.prompts([*own, *other_prompts(card)])
-    plain = windows.statistics[:8]
+    plain = windows.statistics[:PLAIN_WINDOWS]
 
     def apart(lens, layer):
         """The distance of the class means as the layer reads them."""

@@ -15,7 +15,7 @@ from tars_lens.rivals.base import Edit
 from tars_lens.rivals.choosing import forward_prompts, other_prompts
 from tars_lens.windows import Windows
 
-_PLAIN_WINDOWS = 64  # fewer positions than dimensions would say little of a covariance
+PLAIN_WINDOWS = 64  # fewer positions than dimensions would say little of a covariance
 _STRIDE = 8  # neighbouring positions of a text say much the same of a covariance
 
 
@@ -31,7 +31,7 @@ def leace(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:  #
     own = [*forward_prompts(concept), *(p.prompt for p in concept.validation.reverse)]
     others = other_prompts(concept)
     batch = lens.prompts([*own, *others])
-    plain = windows.statistics[:_PLAIN_WINDOWS]
+    plain = windows.statistics[:PLAIN_WINDOWS]
     erasers: list[Any] = []
     streams: list[Tensor | None] = [None, None]
     for layer in range(lens.n_layers - 1):
