@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tars_lens.errors import TarsError, unknown
-from tars_lens.files import user_path
+from tars_lens.files import file_key, user_path
 
 logger = logging.getLogger(__name__)
 
@@ -297,8 +297,3 @@ def _rows(kind: str, probes: Any) -> list[Any]:
     if kind == "forward":
         return [p["prompt"] for p in probes]
     return [{k: v for k, v in p.items() if v} for p in probes]
-
-
-def file_key(name: str) -> str:
-    """A name as files have it: `marie_curie`."""
-    return "".join(c if c.isalnum() else "_" for c in name.lower())

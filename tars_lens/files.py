@@ -65,6 +65,11 @@ def user_path(given: Path | str) -> Path:
     return path
 
 
+def file_key(name: str) -> str:
+    """A name as files have it: `marie_curie`."""
+    return "".join(c if c.isalnum() else "_" for c in name.lower())
+
+
 def writable_folder(path: Path | str) -> Path:
     """Makes the folder `path` and proves that a file can be written there.
 

@@ -7,9 +7,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tars_lens.concept import Concept, builtin_concepts, file_key
+from tars_lens.concept import Concept, builtin_concepts
 from tars_lens.errors import unknown
-from tars_lens.files import user_path, write_text
+from tars_lens.files import file_key, user_path, write_text
 
 if TYPE_CHECKING:
     from tars_lens.cache import Advance
