@@ -1,5 +1,7 @@
 """Every choice of the method in one place, written into each report and patch."""
 
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -14,6 +16,15 @@ METHODS = "tars: this package's recipe; paper: targeted reversal as the abstract
 
 LAST_SEED = 2**63 - 1
 """The largest seed; NumPy takes none below 0, and torch none of more than 64 bits."""
+
+_POSITIVE = (
+    *("max_kl", "max_neighbour_kl", "forward_ridge", "reverse_ridge", "write_ridge"),
+    *("forward_cap", "goal", "lens_goal", "safety", "reverse_strength", "samples"),
+)
+
+_PAIRS = ("readable_depths",)
+
+_NOT_NEGATIVE = ("neighbour_weight", "unread", "sigma", "refine_steps")
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,23 @@ class Settings:
             raise TarsError(
                 f"--keep-neighbours must be a share between 0 and 1, got {self.keep_neighbours}."
             )
+        for name in _POSITIVE:
+            _check(name, [getattr(self, name)], "above 0", lambda x: 0 < x < math.inf)
+        for name in _NOT_NEGATIVE:
+            _check(name, [getattr(self, name)], "at least 0", lambda x: 0 <= x < math.inf)
+        for name in ("forward_thresholds", "bounded_thresholds", "reverse_thresholds"):
+            _check(name, getattr(self, name), "numbers", math.isfinite)
+        depths = {"named_depth": (self.named_depth,), "reverse_depths": self.reverse_depths}
+        for name, values in {**depths, "readable_depths": self.readable_depths}.items():
+            _check(name, values, "from 0 to 1", lambda x: 0 <= x <= 1)
+        _check("paper_counts", self.paper_counts, "at least 1", lambda x: x >= 1)
+        if self.readable_depths != tuple(sorted(self.readable_depths)):
+            raise TarsError(
+                f"readable_depths must be a first depth and a last, got {self.readable_depths}."
+            )
+        for name in ("forward_thresholds", "reverse_thresholds", "reverse_depths", "paper_counts"):
+            if not getattr(self, name):
+                raise TarsError(f"{name} must have one value at least.")
 
     def readable_layers(self, n_layers: int) -> tuple[int, ...]:
         """The layers where the name may be stopped first, before the last one."""
@@ -153,9 +181,20 @@ def setting_value(name: str, value: Any, method: MethodName = "tars") -> Any:
         raise TarsError(f"no setting {name!r}; allowed: {', '.join(sorted(known))}.")
     default = getattr(usual, name)
     try:
-        return _like(value, default)
+        found = _like(value, default)
+        if name in _PAIRS and len(found) != 2:
+            raise TypeError
+        return found
     except TypeError as error:
         raise TarsError(f"setting {name!r} must be like {default!r}, got {value!r}.") from error
+
+
+def _check(
+    name: str, values: Iterable[int | float], wanted: str, right: Callable[[int | float], bool]
+) -> None:
+    for value in values:
+        if not right(value):
+            raise TarsError(f"{name} must be {wanted}, got {value}.")
 
 
 def _like(value: Any, default: Any) -> Any:

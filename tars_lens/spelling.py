@@ -65,4 +65,4 @@ class Spelling:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids))
+        return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))

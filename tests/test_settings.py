@@ -1,5 +1,8 @@
 """The method's settings: what is refused, by them and by the commands that take them."""
 
+import math
+import re
+
 import numpy as np
 import pytest
 import typer
@@ -26,6 +29,33 @@ def test_a_seed_of_either_end_is_taken():
     assert [Settings(seed=seed).seed for seed in (0, LAST_SEED)] == [0, LAST_SEED]
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_kl": -1.0}, "max_kl must be above 0, got -1.0."),
+        ({"forward_ridge": 0.0}, "forward_ridge must be above 0, got 0.0."),
+        ({"goal": math.nan}, "goal must be above 0, got nan."),
+        ({"samples": 0}, "samples must be above 0, got 0."),
+        ({"neighbour_weight": -1.0}, "neighbour_weight must be at least 0, got -1.0."),
+        ({"sigma": math.inf}, "sigma must be at least 0, got inf."),
+        ({"forward_thresholds": (0.1, math.inf)}, "forward_thresholds must be numbers, got inf."),
+        ({"reverse_thresholds": ()}, "reverse_thresholds must have one value at least."),
+        ({"reverse_depths": (0.1, 1.5)}, "reverse_depths must be from 0 to 1, got 1.5."),
+        ({"named_depth": -0.1}, "named_depth must be from 0 to 1, got -0.1."),
+        ({"readable_depths": (0.8, 0.6)}, "readable_depths must be a first depth and a last"),
+        ({"paper_counts": (5, 0)}, "paper_counts must be at least 1, got 0."),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused(given, message):
+    with pytest.raises(TarsError, match=re.escape(message)):
+        Settings(**given)
+
+
+def test_the_settings_of_the_ablation_are_taken():
+    bare = Settings(neighbour_weight=0.0, refine_steps=0, bounded_thresholds=(), unread=0.0)
+    assert (bare.refine_steps, bare.late_thresholds(True)) == (0, (0.15, 0.25))
+
+
 def test_the_commands_with_a_seed_are_these():
     assert SEEDED == ["chat", "compare", "erase", "evaluate", "inspect", "search"]
 
@@ -46,6 +76,8 @@ def test_a_seed_out_of_range_is_refused_by_every_command(command, seed):
         ("edits = [2.5]", "setting 'edits' must be like None, got 2.5."),
         ("paper_counts = [3]", "setting 'paper_counts' must be like (1, 2, 5, 10, 20), got 3."),
         ("keep_neighbours = [0.5, 2]", "--keep-neighbours must be a share between 0 and 1, got 2"),
+        ("readable_depths = [[0.6, 0.7, 0.8]]", "setting 'readable_depths' must be like (0.6, 0.8"),
+        ("reverse_depths = [[0.1], []]", "reverse_depths must have one value at least."),
         ("safty = [1.0]", "no setting 'safty'; allowed: bounded_thresholds"),
     ],
 )
