@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -217,3 +218,15 @@ def test_widths_are_those_of_a_paper():
     assert (
         [figure(n)[0].get_size_inches()[0] for n in (1, 2)] == [WIDTHS[1], WIDTHS[2]] == [3.3, 6.8]
     )
+
+
+@pytest.mark.parametrize("count", [2, 5, 14])
+def test_the_figures_of_a_matrix_stand_apart(count):
+    names = [f"concept {index}" for index in range(count)]
+    made, axes = figure(2, height=max(2.1, 1.3 + 0.22 * count), across=2)
+    figures.interference(frames.interference(names), axes)
+    made.canvas.draw()
+    for panel in axes:
+        boxes = [text.get_window_extent() for text in panel.texts[:count]]
+        assert len({round(box.y0) for box in boxes}) == 1
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))

@@ -14,6 +14,7 @@ from tars_lens.errors import TarsError
 from tars_lens.report.style import AFTER, BEFORE, GREY, INK, PAPER, safe_text
 
 _ROW = 0.145
+_WIDE_COLUMNS = 10  # with more, a cell has no room for four characters
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,11 @@ def whole_numbers(axes: Axes) -> None:
 
 
 def matrix(axes: Axes, values: Any, *, low: float = 0.0, high: float = 1.0, digits: int = 2) -> Any:
-    """A matrix in shades with each figure written in it; a cross where there is none."""
+    """A matrix in shades with each figure written in it; a cross where there is none.
+
+    Many columns leave room for three characters a cell: .76, 1.0.
+    """
+    narrow = values.shape[1] > _WIDE_COLUMNS
     shades = axes.imshow(
         np.ma.masked_invalid(values),
         cmap=colormap("cividis"),
@@ -177,15 +182,22 @@ def matrix(axes: Axes, values: Any, *, low: float = 0.0, high: float = 1.0, digi
         axes.text(
             column,
             row,
-            f"{value:.{digits}f}" if known else "×",
+            _cell(value, digits, narrow) if known else "×",
             ha="center",
             va="center",
-            fontsize=6,
+            fontsize=5 if narrow else 6,
             color="#fffffe" if dark else "#1a1a1b",  # on the shade, so never the page's own ink
         )
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return shades
+
+
+def _cell(value: float, digits: int, narrow: bool) -> str:
+    text = f"{value:.{digits}f}"
+    if not narrow:
+        return text
+    return text[1:] if text.startswith("0.") else f"{value:.{max(digits - 1, 0)}f}"
 
 
 def plain_logarithm(axis: Any) -> None:
