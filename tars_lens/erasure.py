@@ -191,8 +191,9 @@ def _sequence(
         removals.append(removal)
         removals = _checked_again(lens, removals, settings)
         seconds[concept.name] += time.perf_counter() - started
-        for each in removals if keep else ():
-            keep(each.patch)  # type: ignore[misc] # not None: the line above
+        if keep:
+            for each in removals:
+                keep(each.patch)
     say("removing concepts", len(concepts), len(concepts))
     return removals, list(seconds.values())
 

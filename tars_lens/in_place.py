@@ -224,7 +224,7 @@ def _recover(folder: Path) -> bool:
     try:
         with safe_open(journal, "pt") as file:
             record = json.loads(file.metadata()[_KEY])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise TarsError(
             f"{str(journal)!r} can't be read ({error}): put the base's weight files back by hand."

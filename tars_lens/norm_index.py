@@ -49,7 +49,7 @@ class NormIndex:
         try:
             with safe_open(path, "pt") as file:
                 if json.loads((file.metadata() or {})[_KEY]) == state:
-                    norms = {_place(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                    norms = {_place(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             logger.debug("no norms are known of %s: %s", folder, error)
         return cls(path, state, norms)

@@ -50,7 +50,7 @@ def load(path: Path | str) -> Patch:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get(_KEY)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError as error:
         raise TarsError(f"no patch file {str(path)!r}.") from error
     except (OSError, SafetensorError) as error:

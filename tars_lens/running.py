@@ -100,7 +100,7 @@ def changing_mlp(
             handle.remove()
         return
     # the out-projection and not the MLP, which OPT's blocks don't call
-    hooks = [(f"blocks.{layer}.mlp.out.hook_out", lambda value, hook: change(value))]  # noqa: ARG005
+    hooks = [(f"blocks.{layer}.mlp.out.hook_out", lambda value, hook: change(value))]  # noqa: ARG005 - as below
     with model.hooks(fwd_hooks=hooks):
         yield
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from tars_lens.lens import Batch, Lens, Point
+from tars_lens.lens import Batch, Lens, Point, Site
 from tars_lens.lens_parts import (
     HeldNorm,
     attention_output,
@@ -75,8 +75,8 @@ def logit_parts(lens: Lens, batch: Batch, tokens: Sequence[int]) -> Parts:
     """
     layers = range(lens.n_layers)
     start, end = Point("resid_pre", 0), Point("resid_post", lens.n_layers - 1)
-    sites = ("attn_z", "attn_out", "mlp_post", "mlp_out")
-    points = [Point(site, layer) for layer in layers for site in sites]  # type: ignore[arg-type]
+    sites: tuple[Site, ...] = ("attn_z", "attn_out", "mlp_post", "mlp_out")
+    points = [Point(site, layer) for layer in layers for site in sites]
     seen = lens.capture(batch.ids, [start, *points, end], positions=batch.last)
     norm = held_final_norm(lens, seen[end])
     unembedding = lens.unembedding[:, list(tokens)].T.double()

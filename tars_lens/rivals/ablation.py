@@ -25,7 +25,7 @@ from tars_lens.windows import Windows
 _DEPTHS = (0.8, 0.6, 0.4)
 
 
-def ablation(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:  # noqa: ARG001
+def ablation(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:
     """`W' = W - W r r^T` for every matrix that writes to the stream.
 
     `r` is the difference in means of the stream at the last token, between prompts that lead to

@@ -21,12 +21,12 @@ Forget = Callable[[Float[Tensor, " facts"], Float[Tensor, " facts"]], Float[Tens
 """The forget term: of the answers' log probabilities by the model, and by the base."""
 
 
-def gradient_ascent(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:  # noqa: ARG001
+def gradient_ascent(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:
     """Every weight trained to raise the loss of the concept's answers, with a retain term."""
     return _tuned(lens, concept, windows, lambda said, _: said.mean())
 
 
-def npo(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:  # noqa: ARG001
+def npo(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:
     """Negative preference optimisation, with a retain term.
 
     `-(2 / beta) E log sigmoid(-beta log(p / p0))`: ascent whose gradient fades as the answer goes.

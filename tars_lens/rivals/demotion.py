@@ -18,7 +18,7 @@ _COUNTS = (10, 30, 100)
 _ROUNDS = 50
 
 
-def demotion(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:  # noqa: ARG001
+def demotion(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:
     """The concept's tokens demoted to the middle of the vocabulary in what some neurons say.
 
     The neurons are those that write the tokens most at prompts that lead to the concept: by

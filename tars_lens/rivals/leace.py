@@ -19,7 +19,7 @@ PLAIN_WINDOWS = 64  # fewer positions than dimensions would say little of a cova
 _STRIDE = 8  # neighbouring positions of a text say much the same of a covariance
 
 
-def leace(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:  # noqa: ARG001
+def leace(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:
     """The least change of the stream after which no linear reader tells the concept's prompts.
 
     Positives are the last tokens of prompts that lead to the concept or from it, negatives those

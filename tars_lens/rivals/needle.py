@@ -20,7 +20,7 @@ _NOISES = (1.0, 3.0)
 _STEPS = 20
 
 
-def needle(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:  # noqa: ARG001
+def needle(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:
     """Noise on the out vector that says the concept most, then gradient ascent on it alone.
 
     The noise is Gaussian, in units of the vector's root mean square; each step of the ascent on

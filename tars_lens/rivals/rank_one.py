@@ -21,7 +21,7 @@ _LONGEST = 4.0
 _RIDGE = 1e-3
 
 
-def rank_one(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:  # noqa: ARG001
+def rank_one(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:
     """One rank-one edit of a layer's out vectors for each direction, forward and reverse.
 
     Forward, the key is the MLP's activation at the end of a description, and the neutral target

@@ -25,7 +25,7 @@ _FEATURES = 8
 _ROUNDS = 100
 
 
-def reflection(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:  # noqa: ARG001
+def reflection(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:
     """`w - d (w.f) f` for the out vectors `w` of the upper half's layers.
 
     `f` is the direction that the concept's feature of a layer writes to; a strength `d` of 1 takes
