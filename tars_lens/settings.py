@@ -22,9 +22,9 @@ _POSITIVE = (
     *("forward_cap", "goal", "lens_goal", "safety", "reverse_strength", "samples"),
 )
 
-_PAIRS = ("readable_depths",)
-
 _NOT_NEGATIVE = ("neighbour_weight", "unread", "sigma", "refine_steps")
+
+_PAIRS = ("readable_depths",)
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ class Settings:
             _check(name, [getattr(self, name)], "at least 0", lambda x: 0 <= x < math.inf)
         for name in ("forward_thresholds", "bounded_thresholds", "reverse_thresholds"):
             _check(name, getattr(self, name), "numbers", math.isfinite)
-        depths = {"named_depth": (self.named_depth,), "reverse_depths": self.reverse_depths}
-        for name, values in {**depths, "readable_depths": self.readable_depths}.items():
-            _check(name, values, "from 0 to 1", lambda x: 0 <= x <= 1)
+        _check("named_depth", [self.named_depth], "from 0 to 1", _is_depth)
+        for name in ("reverse_depths", "readable_depths"):
+            _check(name, getattr(self, name), "from 0 to 1", _is_depth)
         _check("paper_counts", self.paper_counts, "at least 1", lambda x: x >= 1)
         if self.readable_depths != tuple(sorted(self.readable_depths)):
             raise TarsError(
@@ -187,6 +187,10 @@ def setting_value(name: str, value: Any, method: MethodName = "tars") -> Any:
         return found
     except TypeError as error:
         raise TarsError(f"setting {name!r} must be like {default!r}, got {value!r}.") from error
+
+
+def _is_depth(value: int | float) -> bool:
+    return 0 <= value <= 1
 
 
 def _check(

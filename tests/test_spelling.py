@@ -75,3 +75,10 @@ def test_an_answer_that_begins_with_a_bare_space_or_one_digit_is_refused(lens, a
 def test_an_alias_that_begins_so_is_left_out(lens):
     card = Concept("Saturn", "Saturn", "planet", aliases=("1969",))
     assert first_tokens(lens, card) == lens.pieces(" Saturn")
+
+
+def test_a_token_says_its_space_whatever_the_tokenizer_tidies():
+    tokenizer = _llama_like(["'s", "planet"])
+    tokenizer.clean_up_tokenization_spaces = True
+    tidied = tokenizer.convert_tokens_to_ids("▁'s")
+    assert Spelling(tokenizer).says(tidied) == " 's"
