@@ -67,9 +67,9 @@ def forward_readers(
     seen, where the first leaves 0.03), and disturbs other text more.
     """
     last = lens.n_layers - 1
-    layers = sorted({_first_readable(lens, concept, prompts, settings), last})
-    points = [Point("mlp_in", layer) for layer in layers]
-    own = at_end(lens, prompts, points)
+    seen, readable = _own(lens, concept, prompts, settings)
+    points = [Point("mlp_in", layer) for layer in sorted({readable, last})]
+    own = {at: seen[at] for at in points}
     near = at_end(lens, [probe.prompt for probe in concept.contrast], points)
     copies = at_end(lens, [text.format(concept.answer) for text in COPIES], points)
     names = near_names[:_COPIED]
@@ -109,19 +109,23 @@ def forward_readers(
     return {at.layer: readers(at) for at in points}
 
 
-def _first_readable(
+def _own(
     lens: Lens, concept: Concept, prompts: Sequence[str], settings: Settings
-) -> int:
-    """The first layer after which the logit lens reads the concept, within the depths allowed."""
+) -> tuple[dict[Point, Float[Tensor, "prompts d_model"]], int]:
+    """What MLPs read at the end of the concept prompts, and where a late neuron comes first.
+
+    That is the first layer after which the logit lens reads the concept, within the depths allowed.
+    """
     layers = settings.readable_layers(lens.n_layers)
     tokens = first_tokens(lens, concept)
+    inputs = [Point("mlp_in", layer) for layer in {*layers, lens.n_layers - 1}]
     points = [Point("resid_post", layer) for layer in layers]
-    seen = at_end(lens, prompts, points)
+    seen = at_end(lens, prompts, [*inputs, *points])
     for layer, point in zip(layers, points, strict=True):
         mass = lens.read_out(seen[point]).softmax(dim=-1)[:, tokens].sum(dim=1)
         if float(mass.max()) > _READABLE:
-            return layer
-    return layers[-1]
+            return seen, layer
+    return seen, layers[-1]
 
 
 def at_end(

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
 
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
@@ -25,7 +27,19 @@ def leads(lens: Lens, prompts: Sequence[str], tokens: Sequence[int]) -> pd.DataF
         rank (of the likeliest of them, from 1), says (the model's likeliest token), says_p, leads
         (the rank is at most 100, or the likeliest token's probability at least 0.001).
     """
-    probabilities = lens.next_logits(lens.prompts(prompts)).softmax(dim=-1)
+    return _told(lens, prompts, tokens, _said(lens, prompts))
+
+
+def _said(lens: Lens, prompts: Sequence[str]) -> Float[Tensor, "prompts d_vocab"]:
+    return lens.next_logits(lens.prompts(prompts)).softmax(dim=-1)
+
+
+def _told(
+    lens: Lens,
+    prompts: Sequence[str],
+    tokens: Sequence[int],
+    probabilities: Float[Tensor, "prompts d_vocab"],
+) -> pd.DataFrame:
     own = probabilities[:, list(tokens)]
     best, first = own.max(dim=1).values, probabilities.max(dim=1)
     ranks = (probabilities > best[:, None]).sum(dim=1) + 1
@@ -44,13 +58,17 @@ def leads(lens: Lens, prompts: Sequence[str], tokens: Sequence[int]) -> pd.DataF
 
 def check_leads(
     lens: Lens, concept: Concept, prompts: Sequence[str], tokens: Sequence[int]
-) -> None:
+) -> Float[Tensor, "prompts d_vocab"]:
     """Refuses prompts none of which leads to the concept.
+
+    Returns:
+        The probability of each next token after each prompt.
 
     Raises:
         TarsError: The concept's likeliest token ranks below 100 with p < 0.001 at every prompt.
     """
-    found = leads(lens, prompts, tokens)
+    said = _said(lens, prompts)
+    found = _told(lens, prompts, tokens, said)
     if not found["leads"].any():
         best = found.loc[found["rank"].idxmin()]
         raise TarsError(
@@ -59,3 +77,4 @@ def check_leads(
             f"{best['probability']:.2g}), and the model says {best['says']!r} instead. Write a "
             "prompt whose next word is the answer, or choose a model that knows it."
         )
+    return said

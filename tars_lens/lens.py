@@ -6,7 +6,7 @@ unprocessed `HookedTransformer` (3.9). What differs between architectures and ve
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tars_lens import lens_checks
+from tars_lens.capturing import Capture, Resume
 from tars_lens.errors import TarsError
 from tars_lens.running import Point as Point
-from tars_lens.running import Resumption, Seen, changing_mlp, replacing, watching
 from tars_lens.running import Site as Site
+from tars_lens.running import changing_mlp
 from tars_lens.spelling import Spelling
 
 Role = Literal["gate", "in", "out"]
@@ -62,7 +63,7 @@ class Lens:
         self.name = name or str(getattr(model.cfg, "model_name", "model"))
         self.sha256 = sha256
         self._hooked = lens_checks.is_hooked_transformer(model)
-        self._resumption = Resumption(model)
+        self._capture = Capture(model, hooked=self._hooked)
 
     # --- shape ---------------------------------------------------------------------------------
 
@@ -210,14 +211,14 @@ class Lens:
 
     # --- runs ----------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def capture(
         self,
         ids: Int[Tensor, "batch pos"],
         points: Sequence[Point],
         *,
         positions: Int[Tensor, " batch"] | None = None,
-        resume: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
+        last: Int[Tensor, " batch"] | None = None,
+        resume: Resume | None = None,
         replace: Mapping[Point, Float[Tensor, "batch pos ..."]] | None = None,
     ) -> dict[Point, Float[Tensor, "..."]]:
         """Runs the model as far as the last point needs, and keeps what is seen at the points.
@@ -225,7 +226,10 @@ class Lens:
         Args:
             ids: Token ids.
             points: Where to look.
-            positions: One position a row, kept alone; every position where not given.
+            positions: One position a row, kept alone; every position where not given. What stands
+                behind it isn't run.
+            last: The last position of each row that matters: what is kept of those behind it means
+                nothing.
             resume: `(layer, residual)`: start at this layer from this residual stream (as
                 `resid_pre` gives it) without running the layers before.
             replace: What goes on from a point in place of what came to it. Not for `mlp_in` and
@@ -234,26 +238,10 @@ class Lens:
         Returns:
             For each point `[batch, pos, width]`, or `[batch, width]` with `positions`.
         """
-        seen: dict[Point, Tensor] = {}
-        wanted = set(points)
-
-        def keep(point: Point, value: Tensor) -> None:
-            if positions is None:
-                seen[point] = value.detach().clone().to(self.device)  # its layer's may be another
-            else:
-                rows = torch.arange(len(value), device=value.device)
-                seen[point] = value[rows, positions.to(value.device)].detach().to(self.device)
-            if len(seen) == len(wanted):
-                raise Seen
-
-        with (
-            self._resumption.at(resume),
-            replacing(self.model, replace or {}),
-            watching(self.model, wanted, keep, hooked=self._hooked),
-            suppress(Seen),
-        ):
-            self.model(ids, return_type="logits")
-        return seen
+        end = positions if last is None else last
+        if end is None or replace:
+            return self._capture.whole(ids, points, positions, resume, replace)
+        return self._capture.as_far_as(end, ids, points, positions, resume)
 
     def changing_mlp(
         self, layer: int, change: Callable[[Tensor], Tensor]
@@ -267,7 +255,7 @@ class Lens:
         layer: int,
         *,
         positions: Int[Tensor, " batch"] | None = None,
-        resume: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
+        resume: Resume | None = None,
     ) -> Float[Tensor, "..."]:
         """The residual stream after `layer` (-1: the last one); see `capture`."""
         point = Point("resid_post", layer % self.n_layers)

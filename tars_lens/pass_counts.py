@@ -102,10 +102,9 @@ def bisection_steps(*, post_norm: bool = False, again: bool = False) -> int:
 
 def _study(depths: _Depths, texts: Material) -> float:
     """Tokens, by the share of the layers that they pass: as all counts below."""
-    leading = 2 * texts.prompts  # whether they lead there, and what is said there
+    prompts = 2 * texts.prompts  # what is said there, and what is read there
     names = texts.names * depths.share(0, depths.named + 1)
-    readable = texts.prompts * depths.share(0, depths.readable[-1] + 1)
-    return leading + names + readable + texts.prompts + texts.contrast + texts.copies
+    return prompts + names + texts.contrast + texts.copies
 
 
 def _trials(texts: Material) -> float:

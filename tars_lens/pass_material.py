@@ -7,6 +7,7 @@ from tars_lens import study
 from tars_lens.concept import Concept, substituted
 from tars_lens.forms import text_forms
 from tars_lens.forward_readers import COPIES
+from tars_lens.grouping import padded, run_cost
 from tars_lens.lens import Lens
 from tars_lens.measure import probability
 from tars_lens.name_readers import NameTexts
@@ -17,7 +18,7 @@ _COPIES_OF_A_NAME = 3
 
 @dataclass(frozen=True)
 class Material:
-    """Tokens of each group of texts, padding to its longest included.
+    """Tokens of each group of texts, what padding there is included.
 
     The defaults are the means of the 14 built-in cards, by SmolLM2's tokenizer.
 
@@ -79,7 +80,7 @@ def _filled(texts: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _padded(lens: Lens, texts: Sequence[str]) -> float:
-    return float(len(texts) * max((len(lens.tokens(text)) for text in texts), default=0))
+    return float(padded([len(lens.tokens(text)) for text in texts], run_cost(lens.device)))
 
 
 def _probes(concept: Concept) -> list[tuple[str, tuple[str, ...]]]:
@@ -103,10 +104,10 @@ def _floors(concept: Concept) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _asked(lens: Lens, answered: Sequence[tuple[str, tuple[str, ...]]]) -> float:
-    """Tokens of the runs that answers need; they are sorted by length, so padding is little."""
+    """Tokens of the runs that answers need at most."""
     rows = [
-        row
+        len(ids)
         for prompt, texts in answered
-        for row in probability._rows(0, lens.tokens(prompt), text_forms(lens, texts))
+        for ids in probability.rows_needed(lens.tokens(prompt), text_forms(lens, texts))
     ]
-    return float(sum(len(row.ids) for row in rows))
+    return float(padded(rows, run_cost(lens.device)))

@@ -82,8 +82,8 @@ def study(
         TarsError: No prompt of the card leads to the concept.
     """
     tokens = tuple(first_tokens(lens, concept))
-    check_leads(lens, concept, concept.concept_prompts, tokens)
-    prompts, said, predictions = _known_prompts(lens, concept.concept_prompts, tokens)
+    next_tokens = check_leads(lens, concept, concept.concept_prompts, tokens)
+    prompts, said, predictions = _known_prompts(concept.concept_prompts, next_tokens, tokens)
     nearest = unembedding.nearest_words(tokens, max(_NEAREST_TOKENS, 4 * _NEAREST_NAMES))
     neighbours = _neighbour_tokens(
         lens, unembedding, tokens, nearest[:_NEAREST_TOKENS], predictions, concept.contrast
@@ -117,10 +117,11 @@ def study(
 
 
 def _known_prompts(
-    lens: Lens, prompts: Sequence[str], tokens: Sequence[int]
+    prompts: Sequence[str],
+    probabilities: Float[Tensor, "prompts d_vocab"],
+    tokens: Sequence[int],
 ) -> tuple[tuple[str, ...], Float[Tensor, " tokens"], list[int]]:
     """The prompts that lead to the concept, or the best one; how they do; all top predictions."""
-    probabilities = lens.next_logits(lens.prompts(prompts)).softmax(dim=-1)
     own = probabilities[:, list(tokens)]
     mass = own.sum(dim=1).tolist()
     rows = [i for i, share in enumerate(mass) if share >= _KNOWN] or [mass.index(max(mass))]

@@ -53,7 +53,7 @@ class Bench:
         """
         layers, last = {layer, *later}, Point("resid_post", lens.n_layers - 1)
         points = {at: Point("resid_pre", at) for at in layers if at < lens.n_layers}
-        seen = lens.capture(batch.ids, [*points.values(), last])
+        seen = lens.capture(batch.ids, [*points.values(), last], last=batch.last)
         kept = {at: seen[point] for at, point in points.items()}
         return cls(lens, layer, batch, kept[layer], seen[last], kept)
 
@@ -63,7 +63,8 @@ class Bench:
             prefix = self.kept[layer]
         else:
             point, resume = Point("resid_pre", layer), (self.layer, self.prefix)
-            prefix = self.lens.capture(self.batch.ids, [point], resume=resume)[point]
+            ids, last = self.batch
+            prefix = self.lens.capture(ids, [point], last=last, resume=resume)[point]
         return replace(self, layer=layer, prefix=prefix)
 
     def after(self, edits: Edits) -> Float[Tensor, "batch pos d_model"]:
