@@ -50,6 +50,7 @@ notebooks: setup
 # 22 GB of disk for a while: random weights in the shape of Llama 3.1 8B
 bench-8b: setup
 	.venv/bin/python benchmarks/llama8b_shape.py --out runs/bench/llama8b_shape.csv
+	.venv/bin/python benchmarks/whole_erase.py --out runs/bench/whole_erase.csv
 
 clean:
 	rm -rf .venv .venv-tl3 .mypy_cache .pytest_cache .ruff_cache build dist runs analyses/out

@@ -89,10 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         Neutral.fit(lens, windows.statistics, layers)
     Neutral.cached(lens, windows.statistics, layers)  # so that the erasure finds them
     started = time.perf_counter()
-    with ExitStack() as stack:
-        for owner, attribute, name in _STAGES:
-            run = stages.wrapped(getattr(owner, attribute), name)
-            stack.enter_context(replaced.object(owner, attribute, run))
+    with staged(stages):
         erase(lens, options.concepts, corpus, options.kl_tokens)
     total = time.perf_counter() - started
     inside = sum(stages.seconds.get(name, 0.0) for _, _, name in _STAGES)
@@ -103,6 +100,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         reference=f"one pass of {ids.shape[1]} tokens with logits, {unit:.3g} s",
         out=options.out,
     )
+
+
+@contextmanager
+def staged(stages: Stages) -> Iterator[None]:
+    """Counts the stages of each erasure inside the block."""
+    with ExitStack() as stack:
+        for owner, attribute, name in _STAGES:
+            run = stages.wrapped(getattr(owner, attribute), name)
+            stack.enter_context(replaced.object(owner, attribute, run))
+        yield
 
 
 def erase(lens: Lens, concepts: Sequence[str], corpus: Any, kl_tokens: int) -> None:

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tars_lens.disk_ranking import rank_checkpoint
 from tars_lens.export import export
 from tars_lens.files import sha256_file
-from tars_lens.layout import Slot, StoredTensor, checkpoint_slots, weight_files
+from tars_lens.layout import Slot, StoredTensor, checkpoint_slots, stored_tensors, weight_files
 from tars_lens.patch import Patch, PatchRows
 from tars_lens.shapes import config_of
 from tars_lens.weights import Place
@@ -52,8 +52,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def make(folder: Path, config: Mapping[str, Any], shards: int) -> None:
-    """Writes random weights in bfloat16 in the shape of a config, tensor by tensor."""
+def make(
+    folder: Path,
+    config: Mapping[str, Any],
+    shards: int,
+    *,
+    gains: tuple[float, float] | None = None,
+) -> None:
+    """Writes random weights in bfloat16 in the shape of a config, tensor by tensor.
+
+    Args:
+        folder: Where to.
+        config: A model's `config.json`.
+        shards: How many files.
+        gains: Of the norms, and of the last one, in place of noise.
+    """
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
     values = {key: value for key, value in config.items() if key not in ("model_type", "dtype")}
@@ -69,7 +82,16 @@ def make(folder: Path, config: Mapping[str, Any], shards: int) -> None:
         file = folder / f"model-{number:05d}-of-{shards:05d}.safetensors"
         index |= dict.fromkeys(names, file.name)
         _write_shard(file, {name: shapes[name] for name in names}, pool)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    metadata = {"total_size": 2 * sum(map(_count, shapes.values()))}
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": metadata, "weight_map": index})
+    )
+    for name, tensor in stored_tensors(folder).items() if gains else ():
+        if len(tensor.shape) == 1:
+            gain = torch.tensor(gains[name == "model.norm.weight"], dtype=torch.bfloat16)
+            bits = tensor.bits("r+")
+            bits[:] = gain.view(torch.int16).numpy().view(bits.dtype)
+            bits.flush()
 
 
 def _split(shapes: Mapping[str, tuple[int, ...]], shards: int) -> Iterator[list[str]]:
@@ -91,7 +113,8 @@ def _count(shape: Sequence[int]) -> int:
 
 
 def _write_shard(file: Path, shapes: Mapping[str, tuple[int, ...]], pool: memoryview) -> None:
-    header, offset = {}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name, shape in shapes.items():
         stop = offset + 2 * _count(shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, stop]}

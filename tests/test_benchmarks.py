@@ -118,6 +118,14 @@ def test_llama8b_shape(run):
     assert table["case"].str.contains("norms known").sum() == 2
 
 
+def test_whole_erase(run):
+    options = ["--shards", 2, "--documents", 8, "--tokenizer", world().model]
+    _, table = run("whole_erase", *options, "--concept", world().card, "--corpus", world().corpus)
+    found = table.set_index("stage")
+    assert {"statistics", "study", "forward search", "KL", "verify"} < set(found.index)
+    assert (found["seconds"] > 0).all() and _MACHINE in table["machine"][0]
+
+
 def test_scaling(run):
     options = ["--repeats", 2, "--widths", 64, 128, "--layers", 1, 4, "--vectors", 1, 8]
     concepts = ["--concepts", world().card, "--corpus", world().corpus]
