@@ -1,6 +1,6 @@
 """What a run of the model is watched and steered by: points, hooks, and beginning at a layer.
 
-Beside `lens.py` the only module that knows how TransformerLens names and calls things.
+With `lens.py` and `capturing.py` the only module that knows how TransformerLens calls things.
 """
 
 from collections.abc import Callable, Iterator, Mapping
