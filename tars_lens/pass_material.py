@@ -33,14 +33,14 @@ class Material:
         floors: The reverse probes with the substitute in the name's place.
     """
 
-    prompts: float = 224.0
-    forward: float = 382.0
-    contrast: float = 63.0
-    near: float = 309.0
-    names: float = 1998.0
-    copies: float = 325.0
-    probes: float = 4167.0
-    floors: float = 141.0
+    prompts: float = 112.0
+    forward: float = 184.0
+    contrast: float = 62.0
+    near: float = 199.0
+    names: float = 1330.0
+    copies: float = 385.0
+    probes: float = 4602.0
+    floors: float = 219.0
 
     @classmethod
     def of(
