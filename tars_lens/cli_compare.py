@@ -86,6 +86,7 @@ def _drawn(found: Any, out: Path) -> list[str]:
     from tars_lens.report.figures.rivals import pareto
     from tars_lens.report.style import figure, save
 
-    made, axes = figure(2, height=3.2)
-    pareto(found.to_frame(), axes)
+    made, (above, below) = figure(2, height=5.6, rows=2)
+    pareto(found.to_frame(), above)
+    pareto(found.to_frame(), below, damage="neighbour")
     return [path.name for path in save(made, out / "pareto")]

@@ -108,5 +108,17 @@ def test_the_pareto_figure_shows_every_method_that_was_measured():
     said = [text.get_text() for text in axes.texts]
     assert said == ["tars", r"\$x y\$"]
     made.canvas.draw()
+    with pytest.raises(TarsError, match="lacks neighbour"):
+        pareto(_methods(("tars", 0.8, 0.01)), figure(1)[1], damage="neighbour")
     with pytest.raises(TarsError, match="lacks erasure"):
         pareto(pd.DataFrame({"method": [], "wikipedia": []}), figure(1)[1])
+
+
+def test_neighbours_are_the_other_damage():
+    rows = _methods(("tars", 0.8, 0.9), ("npo", 0.9, 0.0), ("demotion", 0.7, 0.5))
+    axes = figure(1)[1]
+    pareto(rows.rename(columns={"wikipedia": "neighbour"}), axes, damage="neighbour")
+    line, *marks = axes.lines
+    lost = [-np.log(0.9), -np.log(1e-12), -np.log(0.5)]
+    assert [mark.get_xdata()[0] for mark in marks] == pytest.approx(lost)
+    assert line.get_xdata() == pytest.approx(lost[:2])  # demotion is bettered in both by tars

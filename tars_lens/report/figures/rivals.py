@@ -1,7 +1,8 @@
 """The figure of a comparison: what each method erases against what it damages."""
 
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
@@ -9,39 +10,52 @@ from matplotlib.ticker import NullLocator
 from tars_lens.report.figures.parts import need, nothing, plain_logarithm
 from tars_lens.report.style import BLUE, GREY, INK, ORANGE, PAPER, safe_text, styled
 
-_LEAST = 1e-6  # nats; less is drawn there
+Damage = Literal["wikipedia", "neighbour"]
+_DAMAGE = {
+    "wikipedia": "damage: mean KL(base || edited) on plain text (nats)",
+    "neighbour": "damage: mean log probability that neighbours lose (nats)",
+}
+_LEAST = {"wikipedia": 1e-6, "neighbour": 1e-3}  # nats; less is drawn there
+_NONE_KEPT = 1e-12  # of the neighbours' probability; less is drawn there
 _OURS = ("tars", "paper")
 _NO_METHODS = ("blocked token", "untouched")
 _SIDES = ("left", "right")  # where the name begins, or ends, at the mark
-_LEVELS = (3, -4, 8, -9)  # points above the mark
+_LEVELS = (3, -4, 9, -10, 16, -17)  # points above the mark
 _LETTER = 3.6  # points of width, at most
+_FAR = 9  # points, from which on a line leads from the name to its mark
+_LEADER = {"arrowstyle": "-", "color": GREY, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2}
 
 
 @styled
-def pareto(frame: pd.DataFrame, axes: Axes) -> Axes:
-    """Erasure against the mean KL on plain text, with the line of those that none betters in both.
+def pareto(frame: pd.DataFrame, axes: Axes, *, damage: Damage = "wikipedia") -> Axes:
+    """Erasure against one kind of damage, with the line of those that none betters in both.
 
     Args:
-        frame: method, erasure (0 to 1), wikipedia (mean KL in nats); a row without one of the two
-            is left out, and so is the untouched model, which lies where nothing is done. The
-            blocked token is never on the line: it hides a word.
+        frame: method, erasure (0 to 1), and wikipedia (mean KL in nats) or neighbour (the geometric
+            mean of what neighbours keep, 0 to 1); a row without one of the two is left out, and so
+            is the untouched model, which lies where nothing is done. The blocked token is never on
+            the line: it hides a word.
         axes: Where to draw; its x axis becomes logarithmic.
+        damage: The column that is the damage.
 
     Raises:
         TarsError: A column is missing.
     """
-    need(frame, "pareto", "method", "erasure", "wikipedia")
+    need(frame, "pareto", "method", "erasure", damage)
     measured = frame[frame["method"] != "untouched"]
-    rows = measured.dropna(subset=["erasure", "wikipedia"]).reset_index(drop=True)
+    rows = measured.dropna(subset=["erasure", damage]).reset_index(drop=True)
     if rows.empty:
         return nothing(axes, "no method was measured")
-    rows["damage"] = rows["wikipedia"].astype(float).clip(lower=_LEAST)
+    found = rows[damage].astype(float)
+    if damage == "neighbour":
+        found = -np.log(found.clip(lower=_NONE_KEPT))
+    rows["damage"] = found.clip(lower=_LEAST[damage])
     rows["erasure"] = rows["erasure"].astype(float)
     axes.set_xscale("log")
     plain_logarithm(axes.xaxis)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(rows["damage"].min() / 4, rows["damage"].max() * 12)
-    axes.set_ylim(-0.06, 1.12)
+    axes.set_ylim(-0.06, 1.2)
     best = front(rows)
     axes.step(
         *(best["damage"], best["erasure"]),
@@ -64,9 +78,9 @@ def pareto(frame: pd.DataFrame, axes: Axes) -> Axes:
             markerfacecolor=None if own or aside else PAPER,
             zorder=3 if own else 2,
         )
-    _name(axes, rows)
-    axes.set_xlabel("damage: mean KL(base || edited) on plain text (nats)")
+    axes.set_xlabel(_DAMAGE[damage])
     axes.set_ylabel("erasure: 1 - residual knowledge")
+    _name(axes, rows)
     return axes
 
 
@@ -85,8 +99,9 @@ def front(rows: pd.DataFrame) -> pd.DataFrame:
 def _name(axes: Axes, rows: pd.DataFrame) -> None:
     """Writes each method's name beside its mark, on the side where it meets the fewest others."""
     root: Any = axes.get_figure(root=True)
+    root.draw_without_rendering()  # lays the panels out, so that places are known
     places = axes.transData.transform(rows[["damage", "erasure"]].to_numpy(float))
-    places = places * 72 / root.dpi  # points, as far as they are known before labels are laid out
+    places = places * 72 / root.dpi  # points
     taken: list[tuple[float, ...]] = [(x - 4, x + 4, y - 4, y + 4) for x, y in places.tolist()]
     for row, (x, y) in zip(rows.itertuples(), places.tolist(), strict=True):
         text = safe_text(str(row.method).replace("_", " "))
@@ -105,6 +120,7 @@ def _name(axes: Axes, rows: pd.DataFrame) -> None:
             va="center",
             fontsize=6,
             fontweight="bold" if row.method in _OURS else "normal",
+            arrowprops=None if abs(level) < _FAR else _LEADER,
         )
 
 
