@@ -18,20 +18,24 @@ class Facts:
     Attributes:
         ids: Token ids, padded on the right.
         answer: Where the answer's tokens stand.
+        read: Where a token of the text stands, but for the first: attention rests on that one, and
+            its stream is a hundred times as large as any other.
     """
 
     ids: Int[Tensor, "facts pos"]
     answer: Bool[Tensor, "facts pos"]
+    read: Bool[Tensor, "facts pos"]
 
     @classmethod
     def of(cls, lens: Lens, probes: Sequence[Probe]) -> "Facts":
         """Each probe's prompt, and its answer as the text after it."""
         pairs = [(lens.tokens(p.prompt), lens.pieces(f" {p.answer.strip()}")) for p in probes]
-        ids = lens.batch([[*prompt, *answer] for prompt, answer in pairs]).ids
-        marked = torch.zeros_like(ids, dtype=torch.bool)
+        batch = lens.batch([[*prompt, *answer] for prompt, answer in pairs])
+        marked = torch.zeros_like(batch.ids, dtype=torch.bool)
         for row, (prompt, answer) in enumerate(pairs):
             marked[row, len(prompt) : len(prompt) + len(answer)] = True
-        return cls(ids, marked)
+        place = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        return cls(batch.ids, marked, (place > 0) & (place <= batch.last[:, None]))
 
     def log_probabilities(self, lens: Lens) -> Float[Tensor, " facts"]:
         """Of each answer after its prompt, with gradients where they are enabled."""

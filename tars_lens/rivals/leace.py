@@ -1,8 +1,8 @@
 """LEACE (Belrose et al., arXiv 2306.03819): concept scrubbing, layer after layer."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -23,9 +23,10 @@ def leace(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:
     """The least change of the stream after which no linear reader tells the concept's prompts.
 
     Positives are the last tokens of prompts that lead to the concept or from it, negatives those
-    of near and unrelated prompts, and plain text. The eraser of a layer is fitted to streams that
-    those before it have erased, as the paper's concept scrubbing has it; none stands after the
-    last layer. It is no edit of weights: the stream is mapped as it enters a layer.
+    of near and unrelated prompts, and plain text without its first token, whose stream is like no
+    other. The eraser of a layer is fitted to streams that those before it have erased, as the
+    paper's concept scrubbing has it; none stands after the last layer. It is no edit of weights:
+    the stream is mapped as it enters a layer, after the erasers of earlier concepts.
     """
     package = concept_erasure()
     own = [*forward_prompts(concept), *(p.prompt for p in concept.validation.reverse)]
@@ -33,17 +34,18 @@ def leace(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:
     batch = lens.prompts([*own, *others])
     plain = windows.statistics[:PLAIN_WINDOWS]
     erasers: list[Any] = []
-    streams: list[Tensor | None] = [None, None]
-    for layer in range(lens.n_layers - 1):
-        streams = [
-            _after(lens, ids, layer, stream)
-            for ids, stream in zip((batch.ids, plain), streams, strict=True)
-        ]
-        x, z = _labelled(streams, batch, len(own))
-        # the default tolerance would let a rare class's covariance with the stream pass for none
-        fitted = package.LeaceEraser.fit(x, z, svd_tol=1e-4)
-        erasers.append(fitted)
-        streams = [fitted(stream) for stream in streams]
+    left: list[Tensor | None] = [None, None]  # what the layer before hands out, not yet erased
+    with ExitStack() as stack:
+        for layer in range(1, lens.n_layers):
+            runs = [
+                _entering(lens, ids, layer, stream)
+                for ids, stream in zip((batch.ids, plain), left, strict=True)
+            ]
+            left = [run.left for run in runs]
+            x, z = _labelled([run.entering for run in runs], batch, len(own))
+            # by the default tolerance a rare class's covariance with the stream passes for none
+            erasers.append(package.LeaceEraser.fit(x, z, svd_tol=1e-4))
+            stack.enter_context(_held(lens, layer, erasers[-1]))
     return erased_with(erasers)
 
 
@@ -52,18 +54,22 @@ def erased_with(erasers: list[Any]) -> Edit:
 
     @contextmanager
     def held(base: Lens) -> Iterator[Lens]:
-        blocks = list(base.model.blocks)[1:]
-        handles = [
-            block.register_forward_pre_hook(_erasing(eraser))
-            for block, eraser in zip(blocks, erasers, strict=True)
-        ]
-        try:
+        with ExitStack() as stack:
+            for layer, eraser in enumerate(erasers, start=1):
+                stack.enter_context(_held(base, layer, eraser))
             yield base
-        finally:
-            for handle in handles:
-                handle.remove()
 
     return held
+
+
+@contextmanager
+def _held(lens: Lens, layer: int, eraser: Any) -> Iterator[None]:
+    """Maps the stream as it enters a layer, after what is held there already."""
+    handle = lens.model.blocks[layer].register_forward_pre_hook(_erasing(eraser))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def concept_erasure() -> Any:
@@ -82,11 +88,19 @@ def concept_erasure() -> Any:
     return package
 
 
-def _after(lens: Lens, ids: Tensor, layer: int, stream: Tensor | None) -> Tensor:
-    """The stream after a layer, from the erased stream before it."""
-    point = Point("resid_post", layer)
-    resume = None if stream is None else (layer, stream)
-    return lens.capture(ids, [point], resume=resume)[point]
+class _Run(NamedTuple):
+    """The stream between two layers: as the first leaves it, and as the second reads it."""
+
+    left: Float[Tensor, "batch pos d_model"]
+    entering: Float[Tensor, "batch pos d_model"]
+
+
+def _entering(lens: Lens, ids: Tensor, layer: int, stream: Tensor | None) -> _Run:
+    """Runs one layer more, from what the layer before that one left."""
+    points = [Point("resid_post", layer - 1), Point("resid_pre", layer)]
+    resume = None if stream is None else (layer - 1, stream)
+    found = lens.capture(ids, points, resume=resume)
+    return _Run(*(found[point] for point in points))
 
 
 def _labelled(
@@ -94,7 +108,7 @@ def _labelled(
 ) -> tuple[Float[Tensor, "samples d_model"], Float[Tensor, " samples"]]:
     prompts, plain = streams
     last = prompts[torch.arange(len(prompts), device=prompts.device), batch.last]
-    text = plain[:, ::_STRIDE].flatten(0, 1)
+    text = plain[:, 1::_STRIDE].flatten(0, 1)
     x = torch.cat([last, text]).float()
     z = torch.zeros(len(x), device=x.device)
     z[:own] = 1

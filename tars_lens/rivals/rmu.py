@@ -27,22 +27,22 @@ def rmu(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:
     """`|h(x_f) - c u|^2 + alpha |h(x_r) - h0(x_r)|^2` on the out vectors of three layers.
 
     `h` is the stream after the last of them, `u` a random direction, `x_f` the card's facts and
-    `x_r` plain text. Both terms are in units of the stream's mean squared norm, and `c` is twice
-    its size.
+    `x_r` plain text, both without padding and without the first token. Both terms are in units of
+    the square of the stream's mean norm, and `c` is twice that norm.
     """
     layer = depths(lens, _DEPTH)[0]
-    facts = Facts.of(lens, own_facts(concept)).ids
+    facts = Facts.of(lens, own_facts(concept))
     text = windows.statistics[:, :RETAINED_TOKENS]
     with torch.no_grad():
         kept = [stream_after(lens, layer, window[None]) for window in text]
-        size = stream_after(lens, layer, facts).norm(dim=-1).mean()
+        size = stream_after(lens, layer, facts.ids)[facts.read].norm(dim=-1).mean()
     towards = _TIMES * size * control(lens, seed)
 
     def loss(step: int) -> Tensor:
         here = step % len(text)
-        away = (stream_after(lens, layer, facts) - towards).square().sum(dim=-1).mean()
-        moved = stream_after(lens, layer, text[here][None]) - kept[here]
-        return (away + _RETAIN * moved.square().sum(dim=-1).mean()) / size.square()
+        away = (stream_after(lens, layer, facts.ids)[facts.read] - towards).square().sum(dim=-1)
+        moved = (stream_after(lens, layer, text[here][None]) - kept[here])[:, 1:]
+        return (away.mean() + _RETAIN * moved.square().sum(dim=-1).mean()) / size.square()
 
     weights = [out_weight(lens, k) for k in range(max(0, layer - 2), layer + 1)]
     return recorded(lens, lambda: train(lens, concept, weights, loss, steps=_STEPS, rate=_RATE))

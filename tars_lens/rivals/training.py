@@ -52,7 +52,7 @@ def train(
     """AdamW on some weights, in place, until the concept is gone on validation prompts, both ways.
 
     Forward, its largest probability must be at most 0.005; reverse, a tenth may be left of what
-    the model says of it more than of its substitute.
+    the model says of it more than of its substitute, set phrases apart.
 
     Args:
         lens: The model.
@@ -87,16 +87,18 @@ class _Reverse:
         self.prompts = [probe.prompt for probe in facts]
         self.tokens = [(lens.pieces(f" {probe.answer.strip()}")[0],) for probe in facts]
         plain = [substituted(p, concept.names, concept.substitute) for p in self.prompts]
-        self.floor = self._said(plain) if concept.substitute else 0.0
-        self.span = self._said(self.prompts) - self.floor
+        before = self._said(self.prompts)
+        self.floor = self._said(plain) if concept.substitute else torch.zeros_like(before)
+        self.counts = self.floor <= before / 2  # what is said as much without it is a set phrase
+        self.span = float((before - self.floor)[self.counts].sum())
 
     def left(self) -> float:
         """From 0 on; 0 where the model never said more of the concept than of its substitute."""
-        return (self._said(self.prompts) - self.floor) / self.span if self.span > 0 else 0.0
+        more = (self._said(self.prompts) - self.floor).clamp(min=0)[self.counts]
+        return float(more.sum()) / self.span if self.span > 0 else 0.0
 
-    def _said(self, prompts: list[str]) -> float:
-        found = first_token_probability(self.lens, prompts, self.tokens)
-        return float(found.sum())
+    def _said(self, prompts: list[str]) -> Float[Tensor, " facts"]:
+        return first_token_probability(self.lens, prompts, self.tokens)
 
 
 @contextmanager
