@@ -58,10 +58,11 @@ def cut(lens: Lens, corpus: Corpus, *, reported_tokens: int = 25_600) -> Windows
         if len(firsts) >= count and len(later) >= spare:
             break
         pieces = _pieces(lens, document)
-        firsts += pieces[:1] if len(firsts) < count else []
+        firsts += pieces[:1]  # more than are reported, where short documents must be held back
         later += pieces[1:4]  # a few of each article, so that no article rules the statistics
         more += pieces[4:9]
     later, firsts = _hold_back([*later, *more[: max(0, spare - len(later))]], firsts, spare)
+    firsts = firsts[:count]
     if not firsts or len(later) < 2:
         raise TarsError(
             f"the corpus {corpus.name!r} is too short: it gives {len(firsts)} windows of {WIDTH} "

@@ -48,21 +48,30 @@ def test_a_sentence_is_dealt_to_one_split_alone():
         choosing.Kept(sentences.Cut(f"prompt {i}", "a", f"sentence {i // 3}", "cut"), 1 - i / 100)
         for i in range(30)
     ]
-    splits = choosing.dealt(kept, (4, 2, 4))
-    owners = [{one.cut.sentence for one in split} for split in splits]
-    assert [len(split) for split in splits] == [4, 2, 4]
+    splits = choosing.dealt(kept, {"prompts": 4, "probes": 2, "validation": 4})
+    owners = [{one.cut.sentence for one in split} for split in splits.values()]
+    assert [len(split) for split in splits.values()] == [4, 2, 4]
     assert not (owners[0] & owners[1] or owners[0] & owners[2] or owners[1] & owners[2])
+    # another kind of cut goes where its sentence is, or nowhere
+    places = choosing.places(splits)
+    others = choosing.dealt(kept, {"probes": 8, "validation": 8}, places)
+    free = {one.cut.sentence for one in kept} - places.keys()
+    for split in ("probes", "validation"):
+        found = {one.cut.sentence for one in others[split]}
+        assert found - free == {sentence for sentence, own in places.items() if own == split}
+    assert not owners[0] & {one.cut.sentence for rows in others.values() for one in rows}
 
 
 def test_a_card_of_few_sentences_still_reports_something():
     kept = [
         choosing.Kept(sentences.Cut(f"prompt {i}", "a", f"sentence {i}", "cut"), 1 - i / 10)
-        for i in range(2)
+        for i in range(3)
     ]
-    table = making._table("x", ["x"], "", kept, kept[:1], [], [])
+    # the first sentence makes the vector, so that no other cut of it is reported
+    table = making._table("x", ["x"], "", kept[:2], [kept[0], kept[2]], [], [])
     assert table["prompt"] == "prompt 0"
     assert table["probes"]["forward"] == ["prompt 1"]
-    assert [row["prompt"] for row in table["probes"]["reverse"]] == ["prompt 0"]
+    assert [row["prompt"] for row in table["probes"]["reverse"]] == ["prompt 2"]
     assert table["validation"]["forward"] == table["validation"]["reverse"] == []
 
 

@@ -272,6 +272,17 @@ def test_the_same_seed_gives_the_same_bytes_resumed_or_not(run, tiny, card, patc
     assert sorted(folder.iterdir()) == kept
     said = {(tmp_path / n / "evaluation.json").read_bytes() for n in ("one", "two", "three")}
     assert len(said) == 1
+    # another base with the same names and the same patch has figures of its own
+    weight = tiny.vectors(0, "in")
+    before = weight.clone()
+    try:
+        weight.mul_(-1)
+        other = evaluate(
+            *(tiny, subject, [card]), suite=SMALL, corpus=texts, keep=folder, resume=True
+        )
+    finally:
+        weight.copy_(before)
+    assert len(other.cost) > 1 and other.report["measures"] != again.report["measures"]
     items = "items/forward-edited.csv"
     assert (tmp_path / "one" / items).read_bytes() == (tmp_path / "two" / items).read_bytes()
 
@@ -336,6 +347,15 @@ def test_controls_have_as_many_edits_and_leave_no_trace(tiny, card, patch):
         with subject.held(tiny):
             assert not same(before, snapshot(tiny)) or subject.name == "blocked token"
         assert same(before, snapshot(tiny))
+
+
+def test_random_neurons_are_as_many_where_most_of_a_matrix_was_edited(tiny, card):
+    most = torch.arange(tiny.d_mlp - 2)
+    rows = Rows(most, torch.randn(len(most), tiny.d_model))
+    subject = Subject("edited", untouched().held, {(1, "out"): rows})
+    drawn = {s.name: s for s in controls_of(tiny, subject, [card], seed=3)}["random neurons"]
+    neurons = drawn.edits[1, "out"].neurons.tolist()
+    assert len(set(neurons)) == len(most) and {tiny.d_mlp - 2, tiny.d_mlp - 1} < set(neurons)
 
 
 def test_blocking_a_token_leaves_the_embedding_alone(tiny, card):

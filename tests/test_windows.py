@@ -81,6 +81,17 @@ def test_short_documents_are_held_back_and_never_reported(lens):
     assert windows.reported.tolist() == [lens.tokens(text) for text in corpus.documents[:5]]
 
 
+def test_short_documents_are_enough_however_few_are_reported(lens):
+    corpus = corpus_of([WIDTH] * 40)
+    few, many = (cut(lens, corpus, reported_tokens=n * WIDTH) for n in (1, 20))
+    assert (len(few.reported), len(many.reported)) == (1, 20)
+    assert few.reported.tolist() == many.reported[:1].tolist()
+    for windows in (few, many):
+        used = len(windows.statistics) + len(windows.validation)
+        assert used == (STATISTICS_WINDOWS + VALIDATION_WINDOWS) // 4
+        assert len(set(rows(windows))) == len(rows(windows))  # none is reported and drawn from
+
+
 def test_every_window_begins_as_the_tokenizer_begins_a_text(tmp_path):
     folder = save_checkpoint(tmp_path / "bos", "llama")
     plain = load(folder, progress=False)

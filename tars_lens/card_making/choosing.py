@@ -1,7 +1,8 @@
 """Which cuts are kept: what the base model knows, and what depends on the concept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from tars_lens.card_making.sentences import Cut
 from tars_lens.concept import substituted
@@ -70,23 +71,43 @@ def choose(
     return Chosen(tuple(kept), unknown, len(known) - len(kept))
 
 
-def dealt(kept: Sequence[Kept], sizes: Sequence[int], each: int = 2) -> list[list[Kept]]:
+Split = Literal["prompts", "probes", "validation"]
+"""What the vector is made from, what is reported, what settings are chosen on."""
+
+
+def dealt(
+    kept: Sequence[Kept],
+    sizes: Mapping[Split, int],
+    placed: Mapping[str, Split] | None = None,
+    each: int = 2,
+) -> dict[Split, list[Kept]]:
     """Deals cuts into splits in turn, all of one sentence into one split.
 
     Args:
         kept: The best first.
-        sizes: The most that each split takes.
+        sizes: The most that each split takes, in the order in which they are served.
+        placed: Sentences of which other cuts stand in a split already: theirs go there too, or
+            nowhere.
         each: The most cuts of one sentence.
     """
     by_sentence: dict[str, list[Kept]] = {}
     for one in kept:
         by_sentence.setdefault(one.cut.sentence, []).append(one)
-    splits: list[list[Kept]] = [[] for _ in sizes]
-    for group in by_sentence.values():
-        open_splits = [i for i, size in enumerate(sizes) if len(splits[i]) < size]
-        if not open_splits:
-            break
-        # the emptiest by share, so that a small card still has something in each split
-        place = min(open_splits, key=lambda i: len(splits[i]) / sizes[i])
-        splits[place] += group[: min(each, sizes[place] - len(splits[place]))]
+    splits: dict[Split, list[Kept]] = {split: [] for split in sizes}
+    for sentence, group in by_sentence.items():
+        own = (placed or {}).get(sentence)
+        open_splits = [
+            split
+            for split, size in sizes.items()
+            if len(splits[split]) < size and own in (None, split)
+        ]
+        if open_splits:
+            # the emptiest by share, so that a small card still has something in each split
+            place = min(open_splits, key=lambda split: len(splits[split]) / sizes[split])
+            splits[place] += group[: min(each, sizes[place] - len(splits[place]))]
     return splits
+
+
+def places(splits: Mapping[Split, Sequence[Kept]]) -> dict[str, Split]:
+    """The split of each sentence that was dealt."""
+    return {one.cut.sentence: split for split, rows in splits.items() for one in rows}

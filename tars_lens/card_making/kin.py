@@ -72,7 +72,7 @@ def _candidates(
     lens: Lens, name: str, names: Sequence[str], sentences: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """What is named beside the concept, and what the unembedding has near it."""
-    beside = Counter(n for sentence in sentences for n in set(capitalised(sentence)))
+    beside = Counter(n for sentence in sentences for n in dict.fromkeys(capitalised(sentence)))
     said = [n for text in mentioned_beside(lens, name) for n in capitalised(f"a {text.strip()}")]
     card = Concept(name=name, answer=name, prompt=name)
     unembedding = Unembedding.fit(lens)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tars_lens.cache import Advance, silent
-from tars_lens.card_making.choosing import Chosen, Kept, choose, dealt
+from tars_lens.card_making.choosing import Chosen, Kept, Split, choose, dealt, places
 from tars_lens.card_making.kin import Kin, neighbours, unrelated_cuts
 from tars_lens.card_making.sentences import Cut, forward_cuts, reverse_cuts, sentences_of
 from tars_lens.card_making.talking import talk
@@ -21,10 +21,10 @@ FEWEST_SENTENCES = 12
 _OPENINGS = 16
 _KIN = 5
 _KIN_OPENINGS = 5
-_FORWARD = (7, 8, 4)  # for the vector, for report, for validation: served in this order
-_REVERSE = (8, 4)
-_NEIGHBOUR = (4, 8, 5)
-_UNRELATED = (2, 1)
+_FORWARD: dict[Split, int] = {"prompts": 7, "probes": 8, "validation": 4}  # served in this order
+_REVERSE: dict[Split, int] = {"probes": 8, "validation": 4}
+_NEIGHBOUR: dict[Split, int] = {"prompts": 4, "probes": 8, "validation": 5}
+_UNRELATED: dict[Split, int] = {"probes": 2, "validation": 1}
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,10 @@ def _table(
     far: Sequence[Kept],
 ) -> dict[str, Any]:
     """The card; the best known prompt of all is the one that the vector is made from."""
-    vector, reported, chosen_on = dealt(forward, _FORWARD)
-    reverse_reported, reverse_chosen = dealt(reverse, _REVERSE)
-    contrast, near_reported, near_chosen = dealt(near, _NEIGHBOUR)
-    far_reported, far_chosen = dealt(far, _UNRELATED)
+    onto = dealt(forward, _FORWARD)
+    known = dealt(reverse, _REVERSE, places(onto))
+    beside, apart = dealt(near, _NEIGHBOUR), dealt(far, _UNRELATED)
+    vector = onto["prompts"]
     table: dict[str, Any] = {"name": name, "answer": name}
     if len(names) > 1:
         table["aliases"] = list(names[1:])
@@ -151,15 +151,13 @@ def _table(
         table["substitute"] = substitute
     table["prompt"] = vector[0].cut.prompt
     table["prompts"] = [one.cut.prompt for one in vector[1:]]
-    table["contrast"] = _pairs(contrast)
-    for split, rows in (
-        ("validation", (chosen_on, reverse_chosen, [*near_chosen, *far_chosen])),
-        ("probes", (reported, reverse_reported, [*near_reported, *far_reported])),
-    ):
+    table["contrast"] = _pairs(beside["prompts"])
+    splits: tuple[Split, ...] = ("validation", "probes")
+    for split in splits:
         table[split] = {
-            "forward": [one.cut.prompt for one in rows[0]],
-            "reverse": _pairs(rows[1]),
-            "neighbour": _marked(rows[2]),
+            "forward": [one.cut.prompt for one in onto[split]],
+            "reverse": _pairs(known[split]),
+            "neighbour": _marked([*beside[split], *apart[split]]),
         }
     return table
 

@@ -22,7 +22,7 @@ from tars_lens.evaluation.measure import Measure, Result
 from tars_lens.evaluation.passes import Passes, counted
 from tars_lens.evaluation.registry import MEASURES, measures_of
 from tars_lens.evaluation.storing import Store, file_name, rounded, write_table
-from tars_lens.evaluation.subject import Subject
+from tars_lens.evaluation.subject import Subject, weights_digest
 from tars_lens.evaluation.suites import QUICK, Suite
 from tars_lens.evaluation.verdict import verdict
 from tars_lens.files import write_json, write_text
@@ -129,7 +129,7 @@ def evaluate(
     others = controls_of(lens, subject, base.concepts, seed=seed) if with_controls else ()
     subjects = (subject, *others)
     plan = [(each, measure) for each in subjects for measure in measures_of(suite, each)]
-    store = Store(keep, fingerprint(base), resume=resume)
+    store = Store(keep, fingerprint(base) if keep else "", resume=resume)
     contexts = {each.name: Context(base, each) for each in subjects}
     results: dict[str, dict[str, Result]] = {each.name: {} for each in subjects}
     for done, (each, measure) in enumerate(plan):
@@ -203,6 +203,7 @@ def fingerprint(base: Base) -> str:
     """The hash of what every kept result depends on, but for its subject."""
     parts = {
         "model": describe_model(base.lens),
+        "weights": weights_digest(base.lens),
         "concepts": [concept.to_dict() for concept in base.concepts],
         "suite": asdict(base.suite),
         "seed": base.seed,

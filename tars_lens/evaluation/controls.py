@@ -86,14 +86,18 @@ def _unembedding_parameter(lens: Lens) -> tuple[nn.Module, str]:
 
 
 def _other_neurons(lens: Lens, edits: Edits, seed: int) -> Edits:
-    """The same new rows on neurons that were drawn, in the same matrices."""
+    """The same new rows on neurons that were drawn, in the same matrices.
+
+    Where more than half of a matrix was edited there are too few others: the rest goes to edited
+    ones, drawn as well.
+    """
     generator = torch.Generator().manual_seed(seed)
     found: dict[Place, Rows] = {}
     for place, rows in sorted(edits.items()):
         own = set(rows.neurons.tolist())
         order = torch.randperm(lens.d_mlp, generator=generator).tolist()
-        others = [neuron for neuron in order if neuron not in own][: len(own)]
-        found[place] = Rows(torch.tensor(others), rows.values[: len(others)])
+        drawn = sorted(order, key=lambda neuron: neuron in own)[: len(own)]  # a stable sort
+        found[place] = Rows(torch.tensor(drawn), rows.values)
     return found
 
 

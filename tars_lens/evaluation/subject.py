@@ -1,6 +1,7 @@
 """What is examined: an edit of the base model that can be held and let go, or another model."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ import torch
 from tars_lens import stack
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens
+from tars_lens.model_state import model_hashes
 from tars_lens.patch import Patch
 from tars_lens.verification import final_rows
 from tars_lens.weights import Edits, Place, Rows, written
@@ -106,8 +108,14 @@ def checkpoint(base: Lens, edited: Lens) -> Subject:
             f"{edited.name} reads text with another tokenizer than {base.name}: their next tokens "
             "can't be compared. Save the base's tokenizer beside the edited weights."
         )
-    digest = edited.sha256 or str(id(edited))
-    return Subject("edited", lambda _: nullcontext(edited), _difference(base, edited), digest)
+    edits = _difference(base, edited)
+    return Subject("edited", lambda _: nullcontext(edited), edits, weights_digest(edited))
+
+
+def weights_digest(lens: Lens) -> str:
+    """The hash of all weights as they are in memory, whatever file they came from."""
+    hashes = model_hashes(lens.model)
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
 def _difference(base: Lens, edited: Lens) -> Edits:

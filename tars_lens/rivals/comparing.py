@@ -129,7 +129,7 @@ def compare(
     say, text = advance or silent, corpus or load_corpus()
     say("asking the base model", 0, 1)
     base = Base(lens, concepts, text, suite, seed)
-    store = Store(keep, fingerprint(base), resume=resume)
+    store = Store(keep, fingerprint(base) if keep else "", resume=resume)
     makers = _makers(base, rivals)
     results: dict[str, dict[str, Result]] = {}
     costs = []
