@@ -148,7 +148,8 @@ def _patches(chat: Chat) -> Table:
         table.add_column(title)
     for row in chat.to_frame().itertuples():
         state = "on" if row.on else "off"
-        table.add_row(str(row.number), state, str(row.patch), str(row.concepts), str(row.vectors))
+        names = (Text(str(row.patch)), Text(str(row.concepts)))  # they may look like markup
+        table.add_row(str(row.number), state, *names, str(row.vectors))
     return table
 
 
@@ -159,7 +160,7 @@ def _likeliest(chat: Chat, text: str, top: int) -> Table:
     for title in ("", "base", "p", "edited", "p"):
         table.add_column(title, justify="right" if title == "p" else "left")
     for rank, rows in frame.groupby("rank"):
-        cells = [c for r in rows.itertuples() for c in (repr(str(r.token)), f"{r.p:.4f}")]
+        cells = [c for r in rows.itertuples() for c in (Text(repr(str(r.token))), f"{r.p:.4f}")]
         table.add_row(str(rank), *cells)
     return table
 

@@ -19,9 +19,12 @@ def whole_file(path: Path | str) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` only if the block succeeds.
 
     Raises:
-        TarsError: The folder can't be made or written, or the disk is full.
+        TarsError: The folder can't be made or written, the disk is full, or `path` is a device or
+            a folder, which a rename would replace or fail on.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise TarsError(f"cannot write {str(path)!r}: it is no regular file. Give another path.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

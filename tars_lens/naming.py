@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tars_lens.concept import Concept, builtin_concepts
-from tars_lens.errors import unknown
+from tars_lens.errors import TarsError, unknown
 from tars_lens.files import file_key, user_path, write_text
 
 if TYPE_CHECKING:
@@ -113,8 +113,28 @@ def with_cards(
                 place = str(file)
             said.append(f"{one}: a card was made from the name: {place}")
         if file is not None:
-            cards.append(Concept.load(file))
+            cards.append(_own_card(file, one))
     return Named(cards, said)
+
+
+def _own_card(file: Path, name: str) -> Concept:
+    """The card in a file that is called after a name; a mended one may be called otherwise.
+
+    Raises:
+        TarsError: It is another thing's: "C+" and "C#" have one file name.
+    """
+    card = Concept.load(file)
+    called = (card.name, card.answer, *card.names, *card.aliases)
+    if _folded(name) not in map(_folded, called):
+        raise TarsError(
+            f"{str(file)!r} is the card of {card.name!r}, not of {name!r}, whose card has the same "
+            "file name. Give another --out, or the path of the card that is meant."
+        )
+    return card
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def _is_path(given: str) -> bool:

@@ -49,7 +49,7 @@ def _tokens(card: NeuronCard) -> Table:
             " ".join(visible(token) for token in own[own["end"] == end]["token"])
             for end in ("top", "bottom")
         ]
-        table.add_row(str(row.role), f"{row.norm:.2f}", f"{row.layer_median:.2f}", *says)
+        _add(table, row.role, f"{row.norm:.2f}", f"{row.layer_median:.2f}", *says)
     return table
 
 
@@ -128,7 +128,7 @@ def _concepts(card: NeuronCard, count: int, console: Console) -> RenderableType:
     table = _table("cosine with", *(f"{role}, {kind.replace('_', ' ')}" for role, kind in columns))
     for concept in order:
         cells = [_cosine(float(wide.loc[concept, c]), card.threshold, console) for c in columns]
-        table.add_row(str(concept), *cells)
+        _add(table, concept, *cells)
     mark = "bold" if console.is_terminal else "with a star"
     note = f"Beyond chance ({card.threshold:.2f}, the largest of random directions): {mark}."
     if card.unknown:
@@ -152,7 +152,7 @@ def _edits(card: NeuronCard) -> Iterator[RenderableType]:
     for row in card.edits.itertuples():
         norms = f"{row.old_norm:.2f} to {row.new_norm:.2f}"
         said = [" ".join(map(visible, tokens)) for tokens in (row.old_tokens, row.new_tokens)]
-        table.add_row(str(row.patch), str(row.role), f"{row.cosine:+.2f}", norms, *said)
+        _add(table, row.patch, row.role, f"{row.cosine:+.2f}", norms, *said)
     yield table
 
 
@@ -161,3 +161,8 @@ def _table(*titles: str) -> Table:
     for title in titles:
         table.add_column(title, overflow="fold")
     return table
+
+
+def _add(table: Table, *cells: object) -> None:
+    """A row as it is: tokens and names may look like rich's markup."""
+    table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in cells))

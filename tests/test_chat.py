@@ -153,6 +153,14 @@ def test_commands_are_obeyed_and_slips_do_not_end_the_chat():
     assert out.rstrip().splitlines()[-1].startswith("edited")
 
 
+@pytest.mark.parametrize("label", ["[/bold] Foo", "[red]Foo"])
+def test_a_label_that_looks_like_markup_is_shown_as_it_is(label):
+    lens = _lens()
+    chat = Chat(lens, [_patch(lens, label=label)], max_tokens=1)
+    for terminal in (False, True):
+        assert label in _printed(chat, ["/patches"], terminal=terminal)
+
+
 def test_the_likeliest_first_tokens_are_those_of_each_model():
     lens = _lens()
     patch = _patch(lens)

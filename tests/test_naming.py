@@ -121,6 +121,14 @@ def test_a_card_is_written_once_and_a_mended_one_serves(word, texts, tmp_path):
     assert nowhere.cards[0].answer == word and "kept nowhere" in nowhere.said[0]
 
 
+def test_a_card_of_another_name_with_the_same_file_name_is_refused(word, tmp_path):
+    lens = load(world().model, progress=False)
+    (tmp_path / f"{word}_.toml").write_text(f'name = "C"\nanswer = "{word}"\nprompt = "w1 w2"\n')
+    for name in (f"{word}+", f"{word}#"):
+        with pytest.raises(TarsError, match=r"is the card of 'C', not of"):
+            with_cards(lens, [name], None, tmp_path)
+
+
 def test_erase_makes_the_card_beside_its_output_and_says_so(word, texts, tmp_path):
     given = ("--model", world().model, "--corpus", texts, *FAST)
     code, said, err = run("erase", word, *given, "--out", tmp_path)

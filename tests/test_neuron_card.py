@@ -156,6 +156,9 @@ def test_edits_of_the_neuron_are_shown_and_no_others(lens):
     assert len(edits["new_tokens"][0]) == 5
     assert "mine" in _printed(_card(lens, patches=[mine]), False)
     assert "No edit of other touches it." in _printed(_card(lens, patches=[other]), False)
+    for label in ("[/bold] Foo", "[red]Foo"):  # rich would read a tag, or fail on it
+        named = random_patch(lens, {(1, "out"): [5]}, label=label)
+        assert label in _printed(_card(lens, patches=[named]), False)
 
 
 def test_a_pipe_gets_brackets_and_a_terminal_colours(lens):

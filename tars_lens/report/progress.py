@@ -13,9 +13,9 @@ def progress(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]
     console = Console(stderr=True)
     bars = Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # names come from cards and folders
         BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.completed}/{task.total}", markup=False),
         TimeElapsedColumn(),
         console=console,
         disable=quiet or not console.is_terminal,

@@ -1,0 +1,26 @@
+"""Files that are written whole, and where nothing is written."""
+
+import os
+
+import pytest
+
+from tars_lens.errors import TarsError
+from tars_lens.files import write_text
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    file = tmp_path / "a" / "b.txt"
+    for text in ("one", "two"):
+        write_text(file, text)
+        assert file.read_text() == text
+    assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files here")
+def test_what_is_no_regular_file_is_never_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(TarsError, match="no regular file"):
+            write_text(path, "text")
+    assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
