@@ -14,7 +14,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from tars_lens.errors import TarsError
-from tars_lens.files import sha256_file, writable_folder, write_json
+from tars_lens.files import sha256_file, user_path, writable_folder, write_json
 from tars_lens.report.progress import progress as progress_bar
 
 logger = logging.getLogger(__name__)
@@ -30,9 +30,21 @@ def silent(_what: str, _done: int, _total: int) -> None:
 
 
 def cache_folder() -> Path:
-    """Where fetched and converted things are kept; `TARS_LENS_CACHE` overrides the usual place."""
+    """Where fetched and converted things are kept; `TARS_LENS_CACHE` overrides the usual place.
+
+    Raises:
+        TarsError: It can't be a path.
+    """
     given = os.environ.get("TARS_LENS_CACHE")
-    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("tars_lens"))
+    if not given:
+        return Path(platformdirs.user_cache_dir("tars_lens"))
+    try:
+        return user_path(given)
+    except TarsError as error:
+        raise TarsError(
+            f"TARS_LENS_CACHE is no folder: {str(error).rstrip('.')}. Set it to a folder that can "
+            "be written."
+        ) from error
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Patches on a checkpoint on disk: applied with a record, so that any of them can be taken out."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +28,8 @@ from tars_lens.weights import Place
 
 RECORD = "tars_lens_patches"
 """The folder, inside an edited checkpoint, that holds its patches in the order applied."""
+
+_RECORDED = re.compile(r"(\d{3,6})_.*\.safetensors", re.ASCII | re.DOTALL)
 
 
 def apply_to_checkpoint(
@@ -60,13 +63,45 @@ def revert_checkpoint(patch: Patch, source: Path | str, out: Path | str) -> Path
 
 
 def recorded_patches(folder: Path | str) -> list[Patch]:
-    """The patches of an edited checkpoint, in the order applied; none where it has no record."""
-    return [Patch.load(file) for file in sorted((Path(folder) / RECORD).glob("*.safetensors"))]
+    """The patches of an edited checkpoint, in the order applied; none where it has no record.
+
+    Raises:
+        TarsError: The record holds a file that isn't a patch, or that wasn't put there by a write.
+    """
+    return [Patch.load(file) for file in record_files(folder).values()]
+
+
+def record_files(folder: Path | str) -> dict[int, Path]:
+    """The files of an edited checkpoint's record by their numbers, in the order applied.
+
+    Raises:
+        TarsError: A file there that isn't one of the record's own, or two of one number.
+    """
+    found: dict[int, Path] = {}
+    for file in sorted((Path(folder) / RECORD).glob("*.safetensors")):
+        number = recorded_number(file.name)
+        if number is None or number in found:
+            raise TarsError(
+                f"{str(file)!r} is no file that tars_lens keeps there: the folder holds the "
+                "checkpoint's own patches alone. Move it elsewhere; `patch apply` puts it on."
+            )
+        found[number] = file
+    return dict(sorted(found.items()))
+
+
+def recorded_number(name: str) -> int | None:
+    """The number in the name of a record's file, or `None` where it isn't such a name."""
+    own = _RECORDED.fullmatch(name)
+    return int(own[1]) if own else None
 
 
 def check_new(patches: Sequence[Patch], before: Sequence[Patch], source: Path) -> None:
-    """Refuses a patch that a checkpoint has already."""
-    for patch in patches:
+    """Refuses a patch that a checkpoint has already, and one that is given twice."""
+    for index, patch in enumerate(patches):
+        if any(_is(patch, other) for other in patches[:index]):
+            raise TarsError(
+                f"{patch.label!r} is given twice. Nothing was written: give each patch once."
+            )
         if any(_is(patch, other) for other in before):
             raise TarsError(f"{patch.label!r} is applied to {str(source)!r} already.")
 
@@ -119,6 +154,11 @@ def on_base(
                 check_base(patch, place, slot, digest, force)
                 rows = patch.edits[place]
                 old = as_tensor(whole[rows.neurons.numpy()], slot)
+                if not old.isfinite().all():  # a record of it couldn't be read again
+                    raise TarsError(
+                        f"{str(folder)!r} holds a row in {slot.tensor.key} that is not finite, "
+                        f"which {patch.label!r} replaces. Nothing was written: get the base again."
+                    )
                 rows_by_place[place] = replace(rows, old=old, new=rows.new.to(slot.dtype))
                 hash_by_place[place] = digest
     return [

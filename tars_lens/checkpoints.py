@@ -224,9 +224,11 @@ def _check_config(folder: Path) -> None:
         raise TarsError(f"{str(folder)!r} has no config.json. {_ALSO}")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        packed = config.get("quantization_config")
-    except (OSError, ValueError, AttributeError) as error:
+        packed, kind = config.get("quantization_config"), config.get("model_type", "")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise TarsError(f"cannot read {str(file)!r}: {error}. Download it again.") from error
+    if not isinstance(kind, str):
+        raise TarsError(f"{str(file)!r} has a 'model_type' that is no text. Download it again.")
     if packed:
         raise TarsError(
             f"{str(folder)!r} has packed (quantised) weights, which can't be edited in place. Use "

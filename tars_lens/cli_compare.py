@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tars_lens.cli_evaluate import PARTS, resumable
 from tars_lens.naming import HELP as CONCEPTS
 from tars_lens.settings import LAST_SEED
 
@@ -50,7 +51,7 @@ def compare(
     names = None if rivals is None else [name.strip() for name in rivals.split(",") if name.strip()]
     chosen = rivals_called(names)
     asked = [card_or_name(concept) for concept in concepts]
-    with results_folder(out):
+    with resumable(out), results_folder(out):
         with progress(quiet=quiet) as advance:
             advance(f"loading {model}", 0, 1)
             from tars_lens.corpus import load_corpus
@@ -66,7 +67,7 @@ def compare(
                 suite=sizes,
                 seed=seed,
                 corpus=text,
-                keep=out / "parts",
+                keep=out / PARTS,
                 resume=resume,
                 advance=advance,
             )

@@ -1,5 +1,7 @@
 """`tars-lens evaluate`: the whole battery on patches, or on any pair of checkpoints."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +10,9 @@ import typer
 from tars_lens.errors import TarsError
 from tars_lens.naming import RULE
 from tars_lens.settings import LAST_SEED
+
+PARTS = "parts"
+"""Where in the folder of results finished measures are kept, for `--resume`."""
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
 
@@ -59,7 +64,7 @@ def evaluate(
     from tars_lens.report.progress import progress
 
     sizes = suite_called(suite)
-    with results_folder(out):
+    with resumable(out), results_folder(out):
         with progress(quiet=quiet) as advance:
             advance(f"loading {model}", 0, 1)
             from tars_lens.corpus import load_corpus
@@ -81,7 +86,7 @@ def evaluate(
                 seed=seed,
                 corpus=text,
                 with_controls=controls,
-                keep=out / "parts",
+                keep=out / PARTS,
                 resume=resume,
                 advance=advance,
             )
@@ -103,6 +108,19 @@ def evaluate(
         said = "no score" if found.score is None else f"{found.score:.3f}"
         typer.echo(f"the verdict is {said}, below --fail-under {fail_under}", err=True)
         raise typer.Exit(1)
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Turns Ctrl-C into a message that says what is kept in a folder of results; exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        said = "nothing was measured yet"
+        if any((out / PARTS).glob("*.json")):
+            said = f"finished measures are kept in {out / PARTS}: run it again with --resume"
+        typer.echo(f"stopped; {said}.", err=True)
+        raise typer.Exit(130) from None
 
 
 def _check(patches: list[Path] | None, edited: str | None, fail_under: float | None) -> None:

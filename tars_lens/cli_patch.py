@@ -33,7 +33,8 @@ def show(file: File, as_json: Annotated[bool, typer.Option("--json")] = False) -
 
     header, frame = view(Patch.load(file))
     if as_json:
-        edits = frame.astype(object).where(frame.notna(), None)  # JSON knows no NaN
+        known = frame.notna() & ~frame.isin([float("inf"), float("-inf")])
+        edits = frame.astype(object).where(known, None)  # JSON knows no NaN
         whole = {**header, "edits": edits.to_dict("records")}
         typer.echo(json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False))
         return
@@ -58,7 +59,9 @@ def verify(
     if edited is not None:
         from tars_lens.checkpoints import resolve
         from tars_lens.export import verify_checkpoint
+        from tars_lens.in_place import recover
 
+        recover(edited)  # what a killed write in place has left half done is no proof
         found = verify_checkpoint(patches, resolve(model).folder, edited)
     else:
         from tars_lens.loading import load

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+_MOST = 10**9
+
 
 def plan(
     model: Annotated[
@@ -29,8 +31,12 @@ def plan(
     from dataclasses import replace
 
     from tars_lens import machines
+    from tars_lens.errors import TarsError
     from tars_lens.planning import plan as reckon
 
+    for option, given in (("--memory", memory), ("--gpu-memory", gpu_memory)):
+        if given is not None and not 0 < given <= _MOST:
+            raise TarsError(f"{option} must be above 0 and at most {_MOST:,} GB, got {given}.")
     machine = machines.gpus(gpus, gpu_memory) if gpus else machines.this_processor()
     if memory is not None:
         machine = replace(machine, host_bytes=int(memory * 1e9))

@@ -87,7 +87,7 @@ def _space(file: Path) -> dict[str, list[object]]:
 
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TarsError(f"cannot read {str(file)!r}: {error}.") from error
     for name, values in table.items():
         if not isinstance(values, list):

@@ -120,7 +120,7 @@ class Concept:
         """
         try:
             table = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise TarsError(f"{where} is not TOML: {error}.") from error
         return cls.from_dict(table, where=where, key=key)
 

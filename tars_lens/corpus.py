@@ -98,7 +98,7 @@ def _corpus(name: str, documents: Iterable[str]) -> Corpus:
     found = tuple(documents)
     if not found:
         raise TarsError(f"the corpus {name!r} holds no text that can be used. {_KINDS}")
-    return Corpus(name, _sha256(found), found)
+    return Corpus(_writable(name), _sha256(found), found)
 
 
 def _sha256(documents: Iterable[str]) -> str:
@@ -127,7 +127,7 @@ def _text_file(file: Path) -> Iterator[str]:
 
 def _jsonl(file: Path) -> Iterator[str]:
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8-sig") as lines:  # some editors write a mark first
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield _jsonl_text(line, f"{str(file)!r}, line {number}")
@@ -138,12 +138,19 @@ def _jsonl(file: Path) -> Iterator[str]:
 def _jsonl_text(line: str, where: str) -> str:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TarsError(f"{where} is not JSON: {error}.") from error
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise TarsError(f"{where} must be an object with the text under the key 'text'.")
-    # half of a pair that stands alone (a text cut in the middle of an emoji) can't be written out
+    return _writable(text)
+
+
+def _writable(text: str) -> str:
+    """A text without halves of a pair that stand alone, which can't be written out.
+
+    A text that was cut in the middle of an emoji has one, and a file's name that isn't UTF-8.
+    """
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

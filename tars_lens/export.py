@@ -131,7 +131,7 @@ def check_base(patch: Patch, place: Place, slot: Slot, actual: str, force: bool)
 def check_fits(
     patch: Patch, slots: dict[Place, Slot], place: Place, rows: PatchRows, source: Path
 ) -> None:
-    """Refuses rows that a checkpoint has no place for."""
+    """Refuses rows that a checkpoint has no place for, or no numbers in its dtype."""
     where = f"layer {place[0]}, role {place[1]!r}"
     if place not in slots:
         raise TarsError(f"{patch.label!r} edits {where}, which {str(source)!r} doesn't have.")
@@ -141,6 +141,11 @@ def check_fits(
         raise TarsError(
             f"{patch.label!r} edits neurons up to {int(rows.neurons.max())} of width "
             f"{rows.new.shape[1]} at {where}; {str(source)!r} has {count} of width {width}."
+        )
+    if not torch.isfinite(rows.new.to(slots[place].dtype)).all():
+        raise TarsError(
+            f"{patch.label!r} has a row at {where} that is not finite in the checkpoint's "
+            f"{slots[place].dtype}. Nothing was written: make the patch on this checkpoint."
         )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -25,7 +26,9 @@ from tars_lens.checkpoint_stack import (
     as_tensor,
     check_new,
     on_base,
+    record_files,
     record_name,
+    recorded_number,
     recorded_patches,
     without,
 )
@@ -122,8 +125,8 @@ def _rewrite(
     changes = _changes(slots, before, [*left, *added])
     if not changes:
         return
-    names = [file.name for file in sorted((folder / RECORD).glob("*.safetensors"))]
-    first = 1 + max((int(name[:3]) for name in names), default=-1)
+    recorded = record_files(folder)
+    names, first = [file.name for file in recorded.values()], 1 + max(recorded, default=-1)
     new = {record_name(first + index, patch): patch for index, patch in enumerate(added)}
     kept = [name for name, patch in zip(names, before, strict=True) if patch in left]
     for file in {slots[place].tensor.file for place in changes}:
@@ -221,26 +224,54 @@ def _recover(folder: Path) -> bool:
     journal = folder / JOURNAL
     if not journal.is_file():
         return False
-    try:
-        with safe_open(journal, "pt") as file:
-            record = json.loads(file.metadata()[_KEY])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise TarsError(
-            f"{str(journal)!r} can't be read ({error}): put the base's weight files back by hand."
-        ) from error
     slots = checkpoint_slots(folder)
-    for place, slot in slots.items():
-        key = f"L{place[0]}.{place[1]}"
-        if f"{key}.rows" in tensors:
-            rows = tensors[f"{key}.rows"]
-            nothing = torch.full((len(rows),), torch.nan)
-            old = PatchRows(tensors[f"{key}.neurons"], rows, rows, nothing)
-            write_slot(slot, old, flush=True)
-    if tensors:
+    try:
+        old, record = _read_journal(journal, slots)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise TarsError(
+            f"{str(journal)!r} can't be read ({error}): put the base's weight files back by hand, "
+            "and remove it."
+        ) from error
+    for place, rows in old.items():
+        write_slot(slots[place], rows, flush=True)
+    if old:
         logger.warning("an interrupted write to %s is undone.", folder)
     for file in (folder / RECORD).glob("*.safetensors"):
-        if file.name not in record:
-            file.unlink()
+        if file.name not in record and recorded_number(file.name) is not None:
+            file.unlink()  # a file of the user's own stays
     journal.unlink()
     return True
+
+
+def _read_journal(
+    journal: Path, slots: dict[Place, Slot]
+) -> tuple[dict[Place, PatchRows], list[str]]:
+    """The rows that were kept and the record's files, all proven to fit before any is written."""
+    with safe_open(journal, "pt") as file:
+        record = json.loads(file.metadata()[_KEY])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    if not isinstance(record, list) or not all(isinstance(name, str) for name in record):
+        raise ValueError("its list of patches is none")
+    old: dict[Place, PatchRows] = {}
+    for place, slot in slots.items():
+        key = f"L{place[0]}.{place[1]}"
+        neurons, rows = tensors.pop(f"{key}.neurons", None), tensors.pop(f"{key}.rows", None)
+        if neurons is None and rows is None:
+            continue
+        if neurons is None or rows is None or not _fits(slot, neurons, rows):
+            raise ValueError(f"its rows of {key} don't fit the checkpoint")
+        old[place] = PatchRows(neurons, rows, rows, torch.full((len(rows),), torch.nan))
+    if tensors:
+        raise ValueError(f"the checkpoint has no place for {min(tensors)[:60]!r}")
+    return old, record
+
+
+def _fits(slot: Slot, neurons: Shaped[Tensor, "..."], rows: Shaped[Tensor, "..."]) -> bool:
+    count, width = slot.shape
+    return (
+        neurons.dtype == torch.int64
+        and neurons.ndim == 1
+        and rows.dtype == slot.dtype
+        and rows.shape == (len(neurons), width)
+        and bool(((neurons >= 0) & (neurons < count)).all())
+    )

@@ -5,6 +5,7 @@ Nothing is loaded: a tensor is a memory map of the bits that its safetensors fil
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +20,15 @@ from tars_lens.lens import Role
 from tars_lens.weights import Place
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_SIZES = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"), 1),
+}
+"""Bytes of a value; the formats below a byte are left out."""
 _MLP = re.compile(
-    r"(?:^|\.)(?:layers|h)\.(\d+)\."
+    r"(?:^|\.)(?:layers|h)\.([0-9]{1,6})\."
     r"(?:(?:mlp\.)?(gate_proj|up_proj|down_proj|gate_up_proj|dense_h_to_4h|dense_4h_to_h|fc1|fc2)"
     r"|mlp\.(c_fc|c_proj))\.weight$"  # GPT-2's attention has a c_proj as well
 )
@@ -139,8 +146,10 @@ def checkpoint_slots(folder: Path | str) -> dict[Place, Slot]:
             f"{str(folder)!r} holds no plain MLP weights (a mixture of experts, or quantised?). "
             "Choose a dense checkpoint in bfloat16, float16 or float32."
         )
+    for slot in slots.values():
+        _check_plain(folder, slot.tensor)
     for place, slot in slots.items():
-        _check(folder, place, slot, slots.get((place[0], "out")))
+        _check_fits(folder, place, slot, slots.get((place[0], "out")))
     return slots
 
 
@@ -168,11 +177,23 @@ def weight_files(folder: Path | str) -> list[Path]:
             f"{str(folder)!r} has neither {single.name} nor {index.name}. Save the model there "
             "with save_pretrained (safetensors is its default)."
         )
-    names = sorted(set(_json(index).get("weight_map", {}).values()))
+    table = _json(index).get("weight_map")
+    if not (isinstance(table, dict) and table and all(isinstance(v, str) for v in table.values())):
+        raise TarsError(
+            f"{str(index)!r} has no 'weight_map' from tensors to files: download it again."
+        )
+    names = sorted(set(table.values()))
     for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
+        if Path(name).name != name or not _is_file(folder / name):
             raise TarsError(f"{str(index)!r} names {name!r}, which isn't there: download it again.")
     return [folder / name for name in names]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or no name at all
+        return False
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -185,13 +206,15 @@ def _config(folder: Path) -> dict[str, Any]:
             f"{str(folder)!r} has packed (quantised) weights, which can't be edited in place. Use "
             "the unquantised checkpoint of the same model."
         )
+    if not isinstance(config.get("model_type", ""), str):
+        raise TarsError(f"{str(file)!r} has a 'model_type' that is no text: download it again.")
     return config
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TarsError(f"cannot read {str(file)!r}: {error}.") from error
     if not isinstance(value, dict):
         raise TarsError(f"{str(file)!r} is not a JSON table: download it again.")
@@ -208,21 +231,29 @@ def _file_tensors(file: Path) -> Iterator[StoredTensor]:
                 raise ValueError("its header is longer than the file")
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        found = [_stored(file, key, entry, 8 + length) for key, entry in header.items()]
-        if any(tensor.offset + tensor.nbytes > size for tensor in found):
-            raise ValueError("its data end before the header says")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = [_stored(file, key, entry, 8 + length, size) for key, entry in header.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TarsError(
             f"{str(file)!r} is not a whole safetensors file ({error}): download it again."
         ) from error
     yield from found
 
 
-def _stored(file: Path, key: str, entry: dict[str, Any], data: int) -> StoredTensor:
-    start, stop = entry["data_offsets"]
-    return StoredTensor(
-        file, key, entry["dtype"], tuple(entry["shape"]), data + start, stop - start
-    )
+def _stored(file: Path, key: str, entry: dict[str, Any], data: int, size: int) -> StoredTensor:
+    """One tensor of a header, refused where a map of it would show or write anything else."""
+    key.encode()  # half a surrogate pair could be neither printed nor written
+    (start, stop), shape, dtype = entry["data_offsets"], entry["shape"], entry["dtype"]
+    if not isinstance(dtype, str) or not isinstance(shape, list):
+        raise ValueError(f"{key!r} has no dtype or no shape")
+    if any(type(number) is not int or number < 0 for number in (start, stop, *shape)):
+        raise ValueError(f"{key!r} has a shape or offsets that are no whole numbers")
+    if data + stop > size:
+        raise ValueError("its data end before the header says")
+    # what is packed below a byte has no size here; such a tensor is refused where it is edited
+    nbytes = math.prod(shape) * _SIZES[dtype] if dtype in _SIZES else stop - start
+    if start > stop or stop - start != nbytes:
+        raise ValueError(f"{key!r} isn't as large as its dtype and shape say")
+    return StoredTensor(file, key, dtype, tuple(shape), data + start, nbytes)
 
 
 def _slots(tensor: StoredTensor, conv1d: bool) -> Iterator[tuple[Place, Slot]]:
@@ -238,15 +269,19 @@ def _slots(tensor: StoredTensor, conv1d: bool) -> Iterator[tuple[Place, Slot]]:
     yield (layer, role), Slot(tensor, None, (role == "out") != conv1d)
 
 
-def _check(folder: Path | str, place: Place, slot: Slot, out: Slot | None) -> None:
-    tensor = slot.tensor
+def _check_plain(folder: Path | str, tensor: StoredTensor) -> None:
     if tensor.dtype not in DTYPES or len(tensor.shape) != 2:
         raise TarsError(
             f"{str(folder)!r}: {tensor.key!r} is packed ({tensor.dtype}, shape {tensor.shape}) and "
             "can't be edited in place. Use the unquantised checkpoint of the same model."
         )
-    if out is None or slot.shape != out.shape:
+
+
+def _check_fits(folder: Path | str, place: Place, slot: Slot, out: Slot | None) -> None:
+    key, shape = slot.tensor.key, slot.tensor.shape
+    uneven = slot.half is not None and shape[0] % 2
+    if out is None or slot.shape != out.shape or uneven or not all(shape):
         raise TarsError(
-            f"{str(folder)!r}: {tensor.key!r} of shape {tensor.shape} doesn't fit the "
+            f"{str(folder)!r}: {key!r} of shape {shape} doesn't fit the "
             f"out-projection of layer {place[0]}: this layout of MLP is not known."
         )

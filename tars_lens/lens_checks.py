@@ -28,6 +28,11 @@ def check_editable(model: Any) -> None:
             f"a Lens needs a TransformerBridge or a HookedTransformer, got {type(model).__name__}. "
             "tars_lens.load(name) makes one from a name, a folder or a GGUF file."
         )
+    if not len(model.blocks):
+        raise TarsError(
+            "the model has no layers (num_hidden_layers is 0), so there is nothing to edit. Choose "
+            "another model."
+        )
     check_present(model, "the model")
     if getattr(model, "compatibility_mode", False) is True or _is_folded(model):
         raise TarsError(

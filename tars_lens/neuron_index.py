@@ -16,7 +16,7 @@ from tars_lens.corpus import Corpus, load_corpus
 from tars_lens.errors import TarsError
 from tars_lens.files import whole_file
 from tars_lens.lens import Lens, Point, tensor_sha256
-from tars_lens.windows import WIDTH, cut
+from tars_lens.windows import WIDTH, check_width, cut
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +76,15 @@ class NeuronIndex:
         activations are there together: the figures are exact, and only one layer is in memory.
 
         Raises:
-            TarsError: Windows that are too many, or too short to leave position 0 out.
+            TarsError: Windows that are too many, too short to leave position 0 out, or too long for
+                the model.
         """
         if not (ids.shape[0] <= _MOST and 2 <= ids.shape[1] <= _MOST):
             raise TarsError(
                 f"the neurons of {lens.name} are scanned on up to {_MOST} windows of 2 to {_MOST} "
                 f"tokens, got {ids.shape[0]} of {ids.shape[1]}."
             )
+        check_width(lens, ids.shape[1])
         chunks = ids.split(_BATCH)
         streams: list[Tensor | None] = [None] * len(chunks)
         layers = []

@@ -249,6 +249,11 @@ def _patch_rows(base: Rows, rows: Rows, cosines: Mapping[Place, Tensor], place: 
         )
     old = base.values.cpu()
     new = rows.values.detach().to("cpu", old.dtype, copy=True)
+    if not old.isfinite().all():
+        raise TarsError(
+            f"layer {place[0]}, role {place[1]!r}: a row of the model itself is not finite, so no "
+            "patch could put it back. Get the model's weights again."
+        )
     return PatchRows(neurons, old, new, cosine)
 
 

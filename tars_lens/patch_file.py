@@ -12,13 +12,15 @@ from torch import Tensor
 
 from tars_lens.errors import TarsError
 from tars_lens.files import whole_file
+from tars_lens.layout import DTYPES
 from tars_lens.patch import Patch, PatchRows
 from tars_lens.weights import Place
 
 FORMAT = 1
 _KEY = "tars_lens.patch"  # one key: with several, safetensors writes them in a random order
-_TENSOR = re.compile(r"L(\d+)\.(gate|in|out)\.(neurons|old|new|cosine)")
-_PLACE = re.compile(r"L(\d+)\.(gate|in|out)")
+_PLACE = re.compile(r"L(0|[1-9]\d{0,5})\.(gate|in|out)", re.ASCII)  # one spelling a place
+_TENSOR = re.compile(_PLACE.pattern + r"\.(neurons|old|new|cosine)", re.ASCII)
+_DEPTH = 100  # of the metadata's tables: what is read must also be writable, from any caller
 _FIELDS: dict[str, type] = {
     "label": str,
     "base_name": str,
@@ -71,19 +73,34 @@ def load(path: Path | str) -> Patch:
 def _header(path: Path | str, metadata: str) -> dict[str, Any]:
     try:
         header = json.loads(metadata)
-    except json.JSONDecodeError as error:
+        _check_depth([header])
+        # NaN, 1e999 and half a surrogate pair are read without a word, and can't be written again
+        json.dumps(header, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
         _refuse(path, f"its metadata is not JSON ({error})")
     if not isinstance(header, dict) or "format" not in header:
         _refuse(path, "its metadata names no format version")
-    if header["format"] != FORMAT:
+    if type(header["format"]) is not int or header["format"] != FORMAT:
         raise TarsError(
             f"{str(path)!r} has patch format {header['format']!r}; this version reads {FORMAT}. "
             "Install the tars_lens that wrote it."
         )
     for name, kind in _FIELDS.items():
-        if not isinstance(header.get(name), kind):
+        if type(header.get(name)) is not kind:  # JSON's true would pass for an int
             _refuse(path, f"its metadata key {name!r} is missing or no {kind.__name__}")
+    if not all(isinstance(card, dict) for card in header["concepts"]):
+        _refuse(path, "its metadata key 'concepts' holds what is no concept card")
+    if not all(isinstance(text, str) for text in header["versions"].values()):
+        _refuse(path, "its metadata key 'versions' holds what is no text")
     return {name: header[name] for name in _FIELDS}
+
+
+def _check_depth(value: Any, depth: int = 0) -> None:
+    if depth > _DEPTH:
+        raise ValueError(f"nested more than {_DEPTH} deep")
+    for child in value.values() if isinstance(value, dict) else value:
+        if isinstance(child, dict | list):
+            _check_depth(child, depth + 1)
 
 
 def _all_rows(path: Path | str, tensors: dict[str, Tensor]) -> dict[Place, PatchRows]:
@@ -91,7 +108,7 @@ def _all_rows(path: Path | str, tensors: dict[str, Tensor]) -> dict[Place, Patch
     for key, tensor in tensors.items():
         found = _TENSOR.fullmatch(key)
         if found is None:
-            _refuse(path, f"it has an unknown tensor {key!r}")
+            _refuse(path, f"it has an unknown tensor {key[:60]!r}")
         layer, role, part = found.groups()
         parts.setdefault((int(layer), _role(role)), {})[part] = tensor
     return {place: _rows(path, place, parts[place]) for place in sorted(parts)}
@@ -105,7 +122,7 @@ def _rows(path: Path | str, place: Place, parts: dict[str, Tensor]) -> PatchRows
     fits = (
         neurons.dtype == torch.int64
         and cosine.dtype == torch.float32
-        and old.is_floating_point()
+        and old.dtype in DTYPES.values()
         and old.dtype == new.dtype
         and neurons.ndim == 1
         and cosine.shape == neurons.shape
@@ -116,6 +133,8 @@ def _rows(path: Path | str, place: Place, parts: dict[str, Tensor]) -> PatchRows
     if not fits:
         shapes = {part: (str(t.dtype), tuple(t.shape)) for part, t in parts.items()}
         _refuse(path, f"the tensors of {_place(place)} don't fit together: {shapes}")
+    if not (old.isfinite().all() and new.isfinite().all()):
+        _refuse(path, f"a row of {_place(place)} is not finite (NaN or infinite)")
     return PatchRows(neurons, old, new, cosine)
 
 
@@ -124,7 +143,7 @@ def _hashes(path: Path | str, table: dict[str, Any]) -> dict[Place, str]:
     for key, value in sorted(table.items()):
         found = _PLACE.fullmatch(key)
         if found is None or not isinstance(value, str):
-            _refuse(path, f"its metadata has a malformed hash {key!r}")
+            _refuse(path, f"its metadata has a malformed hash {key[:60]!r}")
         hashes[int(found[1]), _role(found[2])] = value
     return dict(sorted(hashes.items()))
 

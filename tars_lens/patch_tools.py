@@ -138,7 +138,10 @@ def _check_same_base(patches: Sequence[Patch]) -> None:
 
 
 def _check_same_matrix(a: Patch, b: Patch, place: Place) -> None:
-    ours, theirs = ((p.base_sha256[place], p.edits[place].new.dtype) for p in (a, b))
+    ours, theirs = (
+        (p.base_sha256[place], f"width {p.edits[place].new.shape[1]}, {p.edits[place].new.dtype}")
+        for p in (a, b)
+    )
     if ours != theirs:
         raise TarsError(
             f"{a.label!r} and {b.label!r} are patches of different bases: layer {place[0]}, role "

@@ -1,6 +1,7 @@
 """Every choice of the method in one place, written into each report and patch."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -16,6 +17,9 @@ METHODS = "tars: this package's recipe; paper: targeted reversal as the abstract
 
 LAST_SEED = 2**63 - 1
 """The largest seed; NumPy takes none below 0, and torch none of more than 64 bits."""
+
+_LEAST = sys.float_info.min
+"""The smallest float of full precision: what is divided by a smaller one may be infinite."""
 
 _POSITIVE = (
     *("max_kl", "max_neighbour_kl", "forward_ridge", "reverse_ridge", "write_ridge"),
@@ -117,6 +121,7 @@ class Settings:
             )
         for name in _POSITIVE:
             _check(name, [getattr(self, name)], "above 0", lambda x: 0 < x < math.inf)
+            _check(name, [getattr(self, name)], f"at least {_LEAST}", lambda x: x >= _LEAST)
         for name in _NOT_NEGATIVE:
             _check(name, [getattr(self, name)], "at least 0", lambda x: 0 <= x < math.inf)
         for name in ("forward_thresholds", "bounded_thresholds", "reverse_thresholds"):

@@ -107,6 +107,8 @@ class Shape:
         if getattr(made, "num_local_experts", None) or getattr(made, "num_experts", None):
             raise TarsError(f"{name!r} is a mixture of experts: choose a dense model.")
         blocks = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=_size)
+        if not len(blocks):
+            raise TarsError(f"{name!r} has no layers (num_hidden_layers): choose another model.")
         gated = any("gate" in key for key, _ in blocks[0].named_parameters())
         return cls(
             name=name,
@@ -147,7 +149,7 @@ def config_of(name: str) -> dict[str, Any]:
         raise unknown("model", name, KNOWN, _ALSO)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TarsError(f"cannot read {str(file)!r}: {error}.") from error
     if not isinstance(config, dict):
         raise TarsError(f"{str(file)!r} is not a JSON table.")

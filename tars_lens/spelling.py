@@ -9,7 +9,10 @@ behind a line break there.
 from functools import cached_property
 from typing import Any
 
+from tars_lens.errors import TarsError
+
 _ANCHOR = "\n"
+_SHOWN = 20
 
 
 class Spelling:
@@ -23,11 +26,21 @@ class Spelling:
         self._tokenizer = tokenizer
 
     def begun(self, text: str) -> list[int]:
-        """The ids of a text that begins, with the BOS that the tokenizer adds by itself, if any."""
+        """The ids of a text that begins, with the BOS that the tokenizer adds by itself, if any.
+
+        Raises:
+            TarsError: The text has bytes that aren't UTF-8, or half of a character.
+        """
+        _check_whole(text)
         return list(self._tokenizer(text)["input_ids"])
 
     def continued(self, text: str) -> list[int]:
-        """The ids of a text that continues another: no special tokens."""
+        """The ids of a text that continues another: no special tokens.
+
+        Raises:
+            TarsError: As `begun`.
+        """
+        _check_whole(text)
         return self._after_anchor(text) if self.adds_space else self._plain(text)
 
     def says(self, token: int) -> str:
@@ -66,3 +79,15 @@ class Spelling:
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _check_whole(text: str) -> None:
+    """Refuses what a tokenizer can't be given."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        near = text[max(0, error.start - _SHOWN) : error.end + _SHOWN]
+        raise TarsError(
+            f"{near!r} can't be read by a tokenizer: it has bytes that aren't UTF-8, or half of a "
+            "character. Write it again as UTF-8."
+        ) from error

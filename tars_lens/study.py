@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tars_lens.concept import Concept, Probe
 from tars_lens.discriminant import Discriminant
+from tars_lens.errors import TarsError
 from tars_lens.forms import first_tokens
 from tars_lens.forward_readers import Reach, forward_readers
 from tars_lens.half_said import half_said
@@ -79,9 +80,11 @@ def study(
         settings: Depths and ridges.
 
     Raises:
-        TarsError: No prompt of the card leads to the concept.
+        TarsError: No prompt of the card leads to the concept, or one of its names is nothing to the
+            tokenizer.
     """
     tokens = tuple(first_tokens(lens, concept))
+    _check_spelt(lens, concept)
     next_tokens = check_leads(lens, concept, concept.concept_prompts, tokens)
     prompts, said, predictions = _known_prompts(concept.concept_prompts, next_tokens, tokens)
     nearest = unembedding.nearest_words(tokens, max(_NEAREST_TOKENS, 4 * _NEAREST_NAMES))
@@ -116,6 +119,22 @@ def study(
     )
 
 
+def _check_spelt(lens: Lens, concept: Concept) -> None:
+    """Refuses names that a tokenizer leaves nothing of: there is no token to read them at."""
+    given = [
+        *(("names", name) for name in concept.names),
+        *([("substitute", concept.substitute)] if concept.substitute else []),
+        *(("contrast", probe.answer) for probe in concept.contrast),
+    ]
+    for key, text in given:
+        if not all(lens.pieces(variant) for variant in (f" {text.strip()}", text.strip())):
+            raise TarsError(
+                f"key {key!r} of {concept.name!r} has {text!r}, which is no token at all to "
+                f"{lens.name}: its tokenizer drops the whole text. Write a word that it knows, or "
+                "leave it out."
+            )
+
+
 def _known_prompts(
     prompts: Sequence[str],
     probabilities: Float[Tensor, "prompts d_vocab"],
@@ -145,7 +164,7 @@ def _neighbour_tokens(
 def _near_names(lens: Lens, concept: Concept, nearest: Sequence[int]) -> tuple[str, ...]:
     """Names of the concept's kind: the card's first, then the nearest words of the vocabulary."""
     listed = [concept.substitute, *(probe.answer for probe in concept.contrast)]
-    words = [lens.string(token).strip() for token in nearest]
+    words = [w for w in (lens.string(t).strip() for t in nearest) if lens.pieces(w)]
     own = {name.casefold() for name in (*concept.names, *concept.surface_forms)}
     found = dict.fromkeys(n.strip() for n in [*listed, *words] if n.strip())
     return tuple(n for n in found if n.casefold() not in own)[:_NEAREST_NAMES]

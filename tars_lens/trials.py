@@ -1,5 +1,6 @@
 """The material that the settings of an edit are chosen on, and the budgets that it must keep."""
 
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -177,11 +178,13 @@ class Trials:
 
     def excess(self, effects: dict[str, Any]) -> float:
         """By what factor the side effects exceed the tightest of the budgets."""
-        return max(
+        factor = max(
             effects["plain_kl"] / self.settings.max_kl,
             effects["neighbour_kl"] / self.settings.max_neighbour_kl,
             (1 - effects["neighbour_kept"]) / (1 - self.settings.keep_neighbours),
         )
+        # a tiny budget is exceeded infinitely, and then no setting would be better than none
+        return min(factor, sys.float_info.max)
 
 
 def _elsewhere(lens: Lens, windows: Windows, forms: Sequence[str]) -> Int[Tensor, "windows pos"]:

@@ -41,7 +41,8 @@ def write_rows(lens: Lens, edits: Edits) -> None:
     """Writes rows into the model, in its dtype: all of them, or none where one doesn't fit.
 
     Raises:
-        TarsError: A neuron that the model doesn't have, one given twice, or a wrong width.
+        TarsError: A neuron that the model doesn't have, one given twice, a wrong width, or a row
+            that isn't finite in the model's dtype.
     """
     check_edits(lens, edits)
     for place, rows in edits.items():
@@ -84,7 +85,8 @@ def check_edits(lens: Lens, edits: Edits) -> None:
 
 
 def _check(lens: Lens, place: Place, rows: Rows) -> None:
-    count, width = lens.vectors(*place).shape
+    vectors = lens.vectors(*place)
+    count, width = vectors.shape
     label = f"layer {place[0]}, role {place[1]!r}"
     if rows.values.shape != (len(rows.neurons), width):
         raise TarsError(
@@ -93,6 +95,12 @@ def _check(lens: Lens, place: Place, rows: Rows) -> None:
         )
     if not torch.isfinite(rows.values).all():
         raise TarsError(f"{label}: a new row is not finite; nothing was written.")
+    cast = rows.values.dtype != vectors.dtype
+    if cast and not torch.isfinite(rows.values.to(vectors.dtype)).all():
+        raise TarsError(
+            f"{label}: a new row is too large for the model's {vectors.dtype}; nothing was "
+            "written. Load the model in a wider dtype."
+        )
     indices = rows.neurons.tolist()
     if len(set(indices)) != len(indices):
         raise TarsError(f"{label}: a neuron is given twice.")

@@ -1,6 +1,7 @@
 """Prose out of a MediaWiki XML dump, read as a stream."""
 
 import bz2
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import mwparserfromhell
 from mwparserfromhell import nodes
 
 from tars_lens.errors import TarsError
+
+logger = logging.getLogger(__name__)
 
 _REMEDY = "Give a whole dump as dumps.wikimedia.org has it (pages-articles, .xml or .xml.bz2)."
 
@@ -34,13 +37,15 @@ _TIDY = (
     (re.compile(r" +([,.;:])(?=\s)"), r"\1"),
 )
 _TABLE_ROW = ("{|", "|", "!")  # of a table that was never closed
+_SHOWN = 40
 
 
 def articles(dump: Path) -> Iterator[str]:
     """The prose of every article of a dump, in the dump's order.
 
     Articles are pages of namespace 0 that don't redirect. Templates, references, tables, headings,
-    files and categories are left out; paragraphs and list items are lines.
+    files and categories are left out; paragraphs and list items are lines. A page whose markup is
+    nested too deep to be read is left out with a warning.
 
     Raises:
         TarsError: Not a MediaWiki dump, or one that is cut short.
@@ -49,8 +54,18 @@ def articles(dump: Path) -> Iterator[str]:
     try:
         with opener(dump, "rb") as stream:
             for wikitext in _pages(stream, dump):
-                yield prose(wikitext)
-    except (OSError, EOFError, LookupError, ElementTree.ParseError) as error:
+                try:
+                    text = prose(wikitext)
+                except RecursionError:  # one vandalised page is no reason to refuse a whole dump
+                    logger.warning(
+                        "%r: a page is left out, its markup is nested too deep: it begins with %r.",
+                        *(str(dump), wikitext[:_SHOWN]),
+                    )
+                    continue
+                yield text
+    except TarsError:
+        raise
+    except (OSError, EOFError, LookupError, ValueError, ElementTree.ParseError) as error:
         raise TarsError(f"cannot read {str(dump)!r} to its end: {error}. {_REMEDY}") from error
 
 

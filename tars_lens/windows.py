@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tars_lens import lens_checks
 from tars_lens.corpus import Corpus
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens
@@ -47,8 +48,10 @@ def cut(lens: Lens, corpus: Corpus, *, reported_tokens: int = 25_600) -> Windows
     for that, its last documents are held back for statistics and never reported.
 
     Raises:
-        TarsError: The corpus is too short to report on and to draw statistics from.
+        TarsError: The corpus is too short to report on and to draw statistics from, or the model
+            can't read so many tokens.
     """
+    check_width(lens, WIDTH)
     count = max(1, -(-reported_tokens // WIDTH))
     firsts: list[list[int]] = []
     later: list[list[int]] = []
@@ -86,6 +89,21 @@ def cut(lens: Lens, corpus: Corpus, *, reported_tokens: int = 25_600) -> Windows
         validation=torch.tensor([used[i] for i in apart], device=lens.device),
         corpus=corpus.name,
     )
+
+
+def check_width(lens: Lens, width: int) -> None:
+    """Refuses windows of more tokens than a model with learned positions has positions for.
+
+    Raises:
+        TarsError: With both numbers.
+    """
+    try:
+        lens_checks.check_length(lens.model, width)
+    except TarsError as error:
+        raise TarsError(
+            f"{lens.name} can't read windows of plain text: {error} Choose a model that reads "
+            f"{width} tokens or more."
+        ) from error
 
 
 def _pieces(lens: Lens, document: str) -> list[list[int]]:

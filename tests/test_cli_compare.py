@@ -1,6 +1,7 @@
 """`tars-lens compare`: one table of all methods, apart from what they cost, resumed bit by bit."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from tiny_concept import world
 
 from tars_lens.errors import TarsError
 from tars_lens.evaluation import suites
+from tars_lens.report import progress
 from tars_lens.report.figures import pareto
 from tars_lens.report.figures.rivals import front
 from tars_lens.report.style import figure
@@ -122,3 +124,16 @@ def test_neighbours_are_the_other_damage():
     lost = [-np.log(0.9), -np.log(1e-12), -np.log(0.5)]
     assert [mark.get_xdata()[0] for mark in marks] == pytest.approx(lost)
     assert line.get_xdata() == pytest.approx(lost[:2])  # demotion is bettered in both by tars
+
+
+def test_ctrl_c_says_that_finished_measures_are_kept(tmp_path, monkeypatch):
+    def advance(what: str, done: int, total: int) -> None:
+        if what == "tars: reverse":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress, "progress", lambda **_: nullcontext(advance))
+    code, said, err = _compare("--out", tmp_path)
+    assert (code, said) == (130, "")
+    kept = f"finished measures are kept in {tmp_path / 'parts'}"
+    assert err == f"stopped; {kept}: run it again with --resume.\n"
+    assert list((tmp_path / "parts").glob("tars-forward-*.json"))

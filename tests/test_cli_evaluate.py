@@ -2,18 +2,24 @@
 
 import importlib.util
 import json
+import shutil
+from contextlib import contextmanager
 
 import pandas as pd
 import pytest
 import torch
 from commands import mistake, run
+from safetensors.torch import load_file, save_file
 from tiny_concept import world
 
 from tars_lens.concept import Concept
 from tars_lens.evaluation.markdown import markdown
 from tars_lens.loading import load
 from tars_lens.patch import Patch
+from tars_lens.report import progress
 from tars_lens.weights import Rows
+
+AGAIN = "run it again with --resume"
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +86,47 @@ def test_the_harness_is_an_extra_that_says_how_to_get_it(patch, tmp_path):
     said = mistake("evaluate", patch, *given)
     assert said == "--lm-eval needs the lm-eval package: pip install 'tars-lens[lm-eval]'."
     assert not (tmp_path / "out").exists()
+
+
+@contextmanager
+def stopping_before(*, measure: str):
+    """Progress that is stopped by Ctrl-C before a measure is taken."""
+
+    def advance(what: str, done: int, total: int) -> None:
+        if what == measure:
+            raise KeyboardInterrupt
+
+    yield advance
+
+
+def test_ctrl_c_says_that_finished_measures_are_kept(patch, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr(
+        progress, "progress", lambda **_: stopping_before(measure="edited: reverse")
+    )
+    code, said, err = _evaluate(patch, "--out", out)
+    assert (code, said) == (130, "")
+    assert err == f"stopped; finished measures are kept in {out / 'parts'}: {AGAIN}.\n"
+    assert list((out / "parts").glob("edited-forward-*.json"))
+
+
+def test_ctrl_c_before_any_measure_leaves_nothing(patch, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        progress, "progress", lambda **_: stopping_before(measure="asking the base model")
+    )
+    expected = (130, "", "stopped; nothing was measured yet.\n")
+    assert _evaluate(patch, "--out", tmp_path / "out") == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_is_not_finite_is_one_message(tmp_path):
+    place = world()
+    broken = shutil.copytree(place.model, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"] *= float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    out = ("--corpus", place.corpus, "--concept", place.card, "--out", tmp_path / "out")
+    said = mistake("evaluate", "--model", place.model, "--edited", broken, *out)
+    assert said.startswith("the model 'edited' gives no finite probability after 'w")
+    said = mistake("evaluate", "--model", broken, "--edited", place.model, *out)
+    assert said.startswith("the model 'base' gives no finite probability after 'w")

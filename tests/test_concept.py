@@ -174,6 +174,7 @@ MALFORMED = {
     "text that is no TOML": (LEAST + "and so on", "is not TOML"),
     "a key twice": (LEAST + 'name = "Saturn"', "is not TOML"),
     "a quote left open": ('name = "Saturn', "is not TOML"),
+    "a number of too many digits": (f"{LEAST}x = {'1' * 5000}", "is not TOML"),
     "a nest without end": ("name = " + "[" * 100_000, "is not TOML"),
 }
 

@@ -58,6 +58,18 @@ def test_half_an_emoji_in_jsonl_is_replaced(tmp_path):
     assert load_corpus(tmp_path / "x.jsonl").documents == ("cut \ufffd", "whole 🪐")
 
 
+def test_a_mark_before_jsonl_is_no_part_of_it(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "one"}\n', encoding="utf-8-sig")
+    assert load_corpus(tmp_path / "x.jsonl").documents == ("one",)
+
+
+def test_a_name_that_is_not_utf_8_can_be_written_in_a_report(tmp_path):
+    folder = tmp_path / "texts\udcff"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one")
+    assert load_corpus(folder).name == "texts\ufffd"
+
+
 def test_the_hash_is_over_the_documents_and_where_they_end(tmp_path):
     def corpus_of(*documents: str):
         lines = "\n".join(json.dumps({"text": text}) for text in documents)
@@ -86,11 +98,13 @@ def test_a_limit_stops_the_reading(tmp_path):
         ("x.jsonl", b'{"text": "\xff"}', "as UTF-8 text"),
         ("x.txt", b"\xff\xfe", "as UTF-8 text"),
         ("x.txt", b" \n ", "'x.txt' holds no text that can be used"),
+        ("x.jsonl", b"[" * 100_000, "x.jsonl', line 1 is not JSON"),
         ("x.jsonl", b"", "'x.jsonl' holds no text that can be used"),
         ("x.csv", b"a,b", "is no corpus that can be read. Give a MediaWiki dump"),
         ("x.xml.bz2", bz2.compress(b"<mediawiki></mediawiki>"), "holds no text"),
         ("x.xml.bz2", bz2.compress(b"<mediawiki>" + b"<page/>" * 9)[:-9], "to its end"),
         ("x.xml", b"<mediawiki><page>", "to its end"),
+        ("x.xml", b'<?xml version="1.0" encoding="utf-7"?><mediawiki/>', "to its end"),
     ],
 )
 def test_what_cannot_be_read_is_one_message(tmp_path, name, content, said):

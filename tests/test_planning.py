@@ -142,3 +142,10 @@ def test_a_device_map_gives_the_same_logits(tmp_path, monkeypatch):
     spread = {**everywhere, "model.norm": "cpu", "model.rotary_emb": "cpu"}
     hooked = load(folder, device_map=spread, progress=False)
     assert torch.equal(plain.next_logits(batch), hooked.next_logits(batch))
+
+
+@pytest.mark.parametrize("option", ["--memory", "--gpu-memory"])
+@pytest.mark.parametrize("given", ["nan", "inf", "0", "-1", "1e300"])
+def test_memory_that_is_none_is_refused(option, given):
+    said = mistake("plan", "llama-3.1-70b", "--gpus", "1", option, given)
+    assert said.startswith(f"{option} must be above 0 and at most 1,000,000,000 GB, got")

@@ -33,6 +33,7 @@ def test_a_seed_of_either_end_is_taken():
     ("given", "message"),
     [
         ({"max_kl": -1.0}, "max_kl must be above 0, got -1.0."),
+        ({"max_kl": 1e-320}, "max_kl must be at least 2.2250738585072014e-308, got 1e-320."),
         ({"forward_ridge": 0.0}, "forward_ridge must be above 0, got 0.0."),
         ({"goal": math.nan}, "goal must be above 0, got nan."),
         ({"samples": 0}, "samples must be above 0, got 0."),
@@ -87,6 +88,13 @@ def test_a_search_refuses_a_value_before_it_loads_a_model(tmp_path, line, messag
     said = mistake(*words, "--space", tmp_path / "space.toml")
     assert said.startswith(message)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_space_that_is_no_toml_is_refused(tmp_path):
+    space = tmp_path / "space.toml"
+    for text in ("max_kl = [", f"samples = [{'1' * 5000}]", "a = " + "[" * 100_000):
+        space.write_text(text)
+        assert "cannot read" in mistake("search", "saturn", "--space", space)
 
 
 def test_a_searchs_values_are_in_the_kind_of_their_settings():

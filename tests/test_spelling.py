@@ -82,3 +82,10 @@ def test_a_token_says_its_space_whatever_the_tokenizer_tidies():
     tokenizer.clean_up_tokenization_spaces = True
     tidied = tokenizer.convert_tokens_to_ids("▁'s")
     assert Spelling(tokenizer).says(tidied) == " 's"
+
+
+@pytest.mark.parametrize("text", ["\udcff", "cut \ud83d in two"])
+def test_a_text_that_is_not_unicode_is_refused(lens, text):
+    for spell in (lens.tokens, lens.pieces):
+        with pytest.raises(TarsError, match="can't be read by a tokenizer: .* as UTF-8"):
+            spell(text)

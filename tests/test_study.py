@@ -7,8 +7,10 @@ import pytest
 import torch
 from tiny import tiny_lens
 from tiny_concept import studied_world
+from tokenizers import normalizers
 
-from tars_lens.concept import Concept
+from tars_lens.concept import Concept, Probe
+from tars_lens.errors import TarsError
 from tars_lens.forward_readers import at_end
 from tars_lens.host import carrying_neuron
 from tars_lens.lens import Lens, Point
@@ -208,3 +210,15 @@ def test_a_model_without_near_words_still_has_a_reverse_target():
     card = Concept("a word", answer, prompt, names=(answer,))
     studied = study(lens, card, neutral, Unembedding.fit(lens), settings)
     assert all(torch.isfinite(name.target).all() for name in studied.reverse.values())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("names", ("!!!",)), ("substitute", "!!!"), ("contrast", (Probe("w1 w2", "!!!"),))],
+)
+def test_a_name_that_the_tokenizer_drops_is_refused(key, value):
+    lens, concept, _, neutral, settings, _ = studied_world()
+    lens.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("!", "")
+    card = replace(concept, **{key: value})
+    with pytest.raises(TarsError, match=f"key '{key}' of .* has '!!!', which is no token at all"):
+        study(lens, card, neutral, Unembedding.fit(lens), settings)

@@ -1,5 +1,6 @@
 """The choice among settings: the first within the budgets, and no more runs than it needs."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -116,3 +117,11 @@ def test_onward_trials_are_those_of_a_later_layer(lens, trials):
     edits = {(2, "out"): rows}
     assert later.left(edits) == pytest.approx(trials.left(edits), abs=1e-6)
     assert later.effects(edits)["plain_kl"] == pytest.approx(trials.effects(edits)["plain_kl"])
+
+
+def test_a_budget_that_is_exceeded_infinitely_still_has_a_quietest_setting(lens, trials):
+    edits = {0: _build(lens)(1.5)}
+    tiny = replace(trials, settings=replace(trials.settings, max_kl=sys.float_info.min))
+    loud = {"plain_kl": 100.0, "neighbour_kl": 0.0, "neighbour_kept": 1.0}
+    setting, figures = tiny.first_quiet(edits.__getitem__, [0], known={0: loud})
+    assert setting == 0 and figures["over_budget"] == sys.float_info.max

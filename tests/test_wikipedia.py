@@ -98,3 +98,11 @@ def test_other_xml_is_no_dump(tmp_path):
     (tmp_path / "y.xml").write_text('<?xml version="1.0" encoding="no-such"?><mediawiki/>')
     with pytest.raises(TarsError, match="cannot read"):
         list(articles(tmp_path / "y.xml"))
+
+
+def test_a_page_that_is_nested_too_deep_is_left_out_alone(tmp_path, caplog):
+    deep = "{{" * 3000 + "}}" * 3000
+    dump = write_dump(tmp_path / "d.xml", page("a", "First."), page("b", deep), page("c", "Last."))
+    assert list(articles(dump)) == ["First.", "Last."]
+    (said,) = caplog.messages
+    assert "d.xml': a page is left out" in said and "{{{{" in said and len(said) < 300

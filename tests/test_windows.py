@@ -4,12 +4,13 @@ import logging
 
 import pytest
 import torch
-from tiny import WORDS, save_checkpoint
+from tiny import WORDS, save_checkpoint, tiny_lens
 from tokenizers import processors
 
 from tars_lens.corpus import Corpus
 from tars_lens.errors import TarsError
 from tars_lens.loading import load
+from tars_lens.neuron_index import NeuronIndex
 from tars_lens.windows import STATISTICS_WINDOWS, VALIDATION_WINDOWS, WIDTH, cut
 
 
@@ -123,3 +124,14 @@ def test_fewer_windows_than_asked_for_are_told(lens, caplog):
         assert not caplog.records
         cut(lens, corpus, reported_tokens=6 * WIDTH)
     assert "only 5 windows of 256 tokens to report on, where 6 were asked for" in caplog.text
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "opt"])
+def test_a_model_with_fewer_positions_than_a_window_is_refused(arch):
+    lens = tiny_lens(arch)
+    said = f"tiny-{arch} can't read windows of plain text: .* 256 tokens .* reads 64 at the most"
+    with pytest.raises(TarsError, match=said):
+        cut(lens, corpus_of([WIDTH * 3] * 8))
+    with pytest.raises(TarsError, match=said):
+        NeuronIndex.fit(lens, torch.zeros(2, WIDTH, dtype=torch.long))
+    assert NeuronIndex.fit(lens, torch.zeros(2, 64, dtype=torch.long)).ids.shape == (2, 64)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tars_lens.errors import TarsError
 from tars_lens.evaluation import intervals
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.measure import Measure, Result
@@ -56,6 +57,8 @@ def residual_knowledge(context: Context) -> Result:
 
 def _kind(kind: str, context: Context) -> Result:
     every, known = context.answers(kind), context.known(kind)
+    _check_finite("base", every["prompt"], every["p_before"])
+    _check_finite(context.subject.name, known["prompt"], known["p_after"])
     values = known[_COLUMNS].to_numpy(float)
     figures = {
         "kept": _figure(values, intervals.kept),
@@ -74,6 +77,20 @@ def _kind(kind: str, context: Context) -> Result:
         values, intervals.kept, seed=context.seed, resamples=context.suite.resamples
     )
     return Result(kind, "kept", figures, interval, _frame(every))
+
+
+def _check_finite(model: str, prompts: pd.Series, values: pd.Series) -> None:
+    """Refuses a model whose answers are no numbers, which no figure could be made of.
+
+    Not where answers are read: a fine-tuning that diverges (`relearning`, in float16) is a result.
+    """
+    broken = prompts[values.isna()]
+    if len(broken):
+        raise TarsError(
+            f"the model {model!r} gives no finite probability after "
+            f"{str(broken.iloc[0])!r}: its weights have NaN or infinite numbers, or its "
+            "activations are too large for its dtype. Check its weights, or give them as float32."
+        )
 
 
 def _figures(every: pd.DataFrame, known: pd.DataFrame) -> dict[str, Any]:
