@@ -23,9 +23,9 @@ def whole_file(path: Path | str) -> Iterator[Path]:
             a folder, which a rename would replace or fail on.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise TarsError(f"cannot write {str(path)!r}: it is no regular file. Give another path.")
     try:
+        if path.exists() and not path.is_file():
+            raise TarsError(f"cannot write {str(path)!r}: it is no regular file. Choose another.")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)

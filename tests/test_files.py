@@ -16,6 +16,11 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert list(file.parent.iterdir()) == [file]
 
 
+def test_a_name_that_is_too_long_is_one_message(tmp_path):
+    with pytest.raises(TarsError, match="cannot write"):
+        write_text(tmp_path / ("x" * 300), "text")
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files here")
 def test_what_is_no_regular_file_is_never_replaced(tmp_path):
     pipe = tmp_path / "pipe"
