@@ -15,13 +15,11 @@ from common import FIVE, Analysis, begin, command_line, parser
 from tars_lens import stack
 from tars_lens.concept import Concept, builtin_concepts
 from tars_lens.erasure import Erasure
-from tars_lens.explaining.effects import interference_table
-from tars_lens.explaining.known import Known
 from tars_lens.measure.kl import paired_kl
 from tars_lens.measure.probes import base_frame, probe_figures, with_after
 from tars_lens.patch import Patch
 from tars_lens.patch_tools import diff, merge
-from tars_lens.report.figures import capacity, interference
+from tars_lens.report.figures import capacity
 from tars_lens.report.style import figure
 
 MOST = 20
@@ -38,12 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = analysis.erasure()
     _curve(analysis, found)
     analysis.table(_orders(analysis), "order")
-    known = [Known.of(analysis.lens, c, found.tables["probes"]) for c in analysis.concepts]
-    table = interference_table(analysis.lens, known, found.patches)
-    analysis.table(table, "interference")
-    made, axes = figure(2, height=max(2.1, 1.3 + 0.22 * len(known)), across=2)
-    interference(table, axes)
-    analysis.figure(made, "interference")
+    analysis.interference(found)
     analysis.finish()
 
 

@@ -21,11 +21,14 @@ from tars_lens.concept import Concept
 from tars_lens.corpus import load_corpus
 from tars_lens.erasure import Erasure
 from tars_lens.errors import TarsError
+from tars_lens.explaining.effects import interference_table
+from tars_lens.explaining.known import Known
 from tars_lens.files import sha256_file, write_json, write_text
 from tars_lens.lens import Lens
 from tars_lens.measure.probes import base_frame
 from tars_lens.patch import Patch, package_versions
-from tars_lens.report.style import save
+from tars_lens.report.figures import interference
+from tars_lens.report.style import figure, save
 from tars_lens.settings import MethodName, Settings
 from tars_lens.windows import Windows, cut
 
@@ -86,7 +89,7 @@ class Analysis:
         settings = settings or Settings(
             name=self.options.method, seed=self.options.seed, edits=edits
         )
-        key = [self.lens.sha256, [card.to_dict() for card in cards], settings.to_dict()]
+        key: list[Any] = [self.lens.sha256, [card.to_dict() for card in cards], settings.to_dict()]
         key += [kl_tokens, self.options.corpus, package_versions(), _source_sha256()]
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         folder = self.out / "runs" / name
@@ -129,6 +132,15 @@ class Analysis:
     def figure(self, figure: Figure, suffix: str = "") -> None:
         """Writes a figure as PDF and PNG."""
         self.files += save(figure, self.out / self._stem(suffix))
+
+    def interference(self, found: Erasure) -> None:
+        """Writes what each concept's edit alone does to each concept's probes, and its figure."""
+        known = [Known.of(self.lens, card, found.tables["probes"]) for card in self.concepts]
+        table = interference_table(self.lens, known, found.patches)
+        self.table(table, "interference")
+        made, axes = figure(2, height=max(2.1, 1.3 + 0.22 * len(known)), across=2)
+        interference(table, axes)
+        self.figure(made, "interference")
 
     def finish(self) -> None:
         """Writes the manifest: what was run on what, and the hash of each file."""

@@ -12,11 +12,9 @@ import pandas as pd
 from common import FIVE, Analysis, begin, command_line, parser
 
 from tars_lens.erasure import Erasure
-from tars_lens.explaining.effects import interference_table
-from tars_lens.explaining.known import Known
 from tars_lens.measure.kl import paired_kl
 from tars_lens.patch_tools import merge
-from tars_lens.report.figures import interference, kl_by_concepts, kl_distribution
+from tars_lens.report.figures import kl_by_concepts, kl_distribution
 from tars_lens.report.style import figure
 
 _FIGURES = ("tokens", "median", "mean", "p95", "p99", "max")
@@ -27,12 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     analysis = begin(parser(__doc__, FIVE), __file__, argv)
     found = analysis.erasure()
     _damage(analysis, found)
-    known = [Known.of(analysis.lens, c, found.tables["probes"]) for c in analysis.concepts]
-    table = interference_table(analysis.lens, known, found.patches)
-    analysis.table(table, "interference")
-    made, axes = figure(2, height=max(2.1, 1.3 + 0.22 * len(known)), across=2)
-    interference(table, axes)
-    analysis.figure(made, "interference")
+    analysis.interference(found)
     analysis.finish()
 
 

@@ -17,6 +17,22 @@ def real_lens():
     return load("smollm2-135m", progress=False)
 
 
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    """A cache of the test's own."""
+    monkeypatch.setenv("TARS_LENS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """A tiny Llama on disk and a lens over it; tests leave both as they found them."""
+    from patch_models import boot, save_model
+
+    folder = save_model(tmp_path_factory.mktemp("checkpoint") / "model", "llama")
+    return folder, boot(folder)[0]
+
+
 @pytest.fixture(autouse=True)
 def one_seed():
     torch.manual_seed(0)

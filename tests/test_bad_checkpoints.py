@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 from commands import mistake, run
-from patch_models import boot, random_patch, save_model
+from patch_models import random_patch
 
 from tars_lens import in_place
 from tars_lens.checkpoint_stack import RECORD, recorded_patches
@@ -25,27 +25,18 @@ WEIGHTS = "model.safetensors"
 _SURROGATE = b'{"\\ud800": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}'
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("TARS_LENS_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A tiny checkpoint and a lens over it."""
-    folder = save_model(tmp_path_factory.mktemp("base") / "model", "llama")
-    return folder, boot(folder)[0]
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
-def folder(base, tmp_path):
+def folder(tiny_base, tmp_path):
     """A copy of the checkpoint to be spoilt."""
-    return shutil.copytree(base[0], tmp_path / "model")
+    return shutil.copytree(tiny_base[0], tmp_path / "model")
 
 
 @pytest.fixture
-def patch(base):
-    return random_patch(base[1], WHERE, label="Saturn")
+def patch(tiny_base):
+    return random_patch(tiny_base[1], WHERE, label="Saturn")
 
 
 @pytest.fixture
@@ -168,7 +159,9 @@ def test_matrices_of_no_mlp_are_refused(folder, shapes):
 # --- what a write in place keeps -----------------------------------------------------------------
 
 
-def test_a_half_done_write_is_undone_before_it_is_proven(base, folder, patch, file, monkeypatch):
+def test_a_half_done_write_is_undone_before_it_is_proven(
+    tiny_base, folder, patch, file, monkeypatch
+):
     """All its rows stand there, but the patch isn't recorded, so it can't be taken out."""
     before = sha256_file(folder / WEIGHTS)
 
@@ -180,15 +173,15 @@ def test_a_half_done_write_is_undone_before_it_is_proven(base, folder, patch, fi
         during.setattr(in_place, "_recover", lambda _folder: False)  # as though it were killed
         export_in_place(patch, folder)
     assert (folder / JOURNAL).exists() and sha256_file(folder / WEIGHTS) != before
-    outcome = run("patch", "verify", file, "--model", base[0], "--edited", folder)
+    outcome = run("patch", "verify", file, "--model", tiny_base[0], "--edited", folder)
     assert outcome.code == 1 and "0 of 3 planned vectors changed" in outcome.out
     assert sha256_file(folder / WEIGHTS) == before and not (folder / JOURNAL).exists()
 
 
-def test_a_foreign_file_in_the_record_is_refused_and_kept(base, folder, patch):
+def test_a_foreign_file_in_the_record_is_refused_and_kept(tiny_base, folder, patch):
     export_in_place(patch, folder)
     before, mine = sha256_file(folder / WEIGHTS), folder / RECORD / "mine.safetensors"
-    other = random_patch(base[1], {(0, "in"): [1]}, 1)
+    other = random_patch(tiny_base[1], {(0, "in"): [1]}, 1)
     other.save(mine)
     for change in (export_in_place, revert_in_place):
         with pytest.raises(TarsError, match=r"mine\.safetensors' is no file that tars_lens keeps"):
@@ -199,8 +192,8 @@ def test_a_foreign_file_in_the_record_is_refused_and_kept(base, folder, patch):
     assert [left.name for left in (folder / RECORD).iterdir()] == ["mine.safetensors"]
 
 
-def test_a_record_of_more_than_a_thousand_stays_in_order(base, folder, patch):
-    other = random_patch(base[1], {(0, "in"): [1]}, 1, label="other")
+def test_a_record_of_more_than_a_thousand_stays_in_order(tiny_base, folder, patch):
+    other = random_patch(tiny_base[1], {(0, "in"): [1]}, 1, label="other")
     patch.save(folder / RECORD / "999_Saturn.safetensors")
     other.save(folder / RECORD / "1000_other.safetensors")
     assert [found.label for found in recorded_patches(folder)] == ["Saturn", "other"]

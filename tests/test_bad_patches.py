@@ -22,23 +22,14 @@ from tars_lens.weights import Rows, write_rows
 WHERE = {(1, "out"): [5, 3], (2, "in"): [7]}
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("TARS_LENS_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A tiny checkpoint and a lens over it."""
-    folder = save_model(tmp_path_factory.mktemp("base") / "model", "llama")
-    return folder, boot(folder)[0]
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
-def parts(base, tmp_path):
+def parts(tiny_base, tmp_path):
     """A file's path, and the tensors and the metadata of a good patch to put there."""
     file = tmp_path / "p.safetensors"
-    random_patch(base[1], WHERE, label="Saturn").save(file)
+    random_patch(tiny_base[1], WHERE, label="Saturn").save(file)
     with safetensors.safe_open(file, framework="pt") as opened:
         header = json.loads(opened.metadata()["tars_lens.patch"])
     return file, safetensors.torch.load_file(file), header
@@ -50,12 +41,14 @@ def _write(file, tensors, metadata):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("part", ["old", "new"])
-def test_a_row_that_is_not_finite_is_refused_by_every_command(base, parts, tmp_path, part, value):
+def test_a_row_that_is_not_finite_is_refused_by_every_command(
+    tiny_base, parts, tmp_path, part, value
+):
     file, tensors, header = parts
     tensors[f"L1.out.{part}"][1, 4] = value
     _write(file, tensors, json.dumps(header))
     own = tmp_path / "own"
-    shutil.copytree(base[0], own)
+    shutil.copytree(tiny_base[0], own)
     before = sha256_file(own / "model.safetensors")
     for words in (
         ("show", file),
@@ -68,14 +61,14 @@ def test_a_row_that_is_not_finite_is_refused_by_every_command(base, parts, tmp_p
     assert sha256_file(own / "model.safetensors") == before
 
 
-def test_a_row_too_large_for_the_checkpoints_dtype_is_refused_even_with_force(base, tmp_path):
+def test_a_row_too_large_for_the_checkpoints_dtype_is_refused_even_with_force(tiny_base, tmp_path):
     half = save_model(tmp_path / "half", "llama", dtype=torch.float16)
-    patch = random_patch(base[1], WHERE)
+    patch = random_patch(tiny_base[1], WHERE)
     patch.edits[1, "out"].new[0, 0] = 1e6
     with pytest.raises(TarsError, match=r"layer 1, role 'out' that is not finite in .*float16"):
         export(patch, half, tmp_path / "out", force=True)
     assert not (tmp_path / "out").exists()
-    assert export(patch, base[0], tmp_path / "out").is_dir()
+    assert export(patch, tiny_base[0], tmp_path / "out").is_dir()
 
 
 def test_a_row_too_large_for_the_models_dtype_is_not_written_into_it(tmp_path):
@@ -87,13 +80,13 @@ def test_a_row_too_large_for_the_models_dtype_is_not_written_into_it(tmp_path):
     assert lens.tensor_sha256(1, "out") == before
 
 
-def test_no_patch_is_made_of_a_base_whose_own_row_is_not_finite(base, tmp_path):
+def test_no_patch_is_made_of_a_base_whose_own_row_is_not_finite(tiny_base, tmp_path):
     """It could be neither taken out of the model nor read back from its file."""
     broken = tmp_path / "broken"
-    shutil.copytree(base[0], broken)
+    shutil.copytree(tiny_base[0], broken)
     slot = checkpoint_slots(broken)[1, "out"]
     slot.view(slot.tensor.bits("r+"))[5] = 0x7FC00000
-    patch = random_patch(base[1], WHERE, label="Saturn")
+    patch = random_patch(tiny_base[1], WHERE, label="Saturn")
     patch.save(tmp_path / "p.safetensors")
     with pytest.raises(TarsError, match="a row of the model itself is not finite"):
         random_patch(boot(broken)[0], WHERE)
@@ -165,8 +158,8 @@ def test_rows_in_a_dtype_that_no_base_has_are_refused(parts):
         Patch.load(file)
 
 
-def test_rows_of_two_widths_are_not_merged(base):
-    ours = random_patch(base[1], WHERE, label="ours")
+def test_rows_of_two_widths_are_not_merged(tiny_base):
+    ours = random_patch(tiny_base[1], WHERE, label="ours")
     rows = ours.edits[1, "out"]
     narrow = replace(rows, old=rows.old[:, :15], new=rows.new[:, :15])
     theirs = replace(ours, edits={**ours.edits, (1, "out"): narrow}, label="theirs")
@@ -174,7 +167,7 @@ def test_rows_of_two_widths_are_not_merged(base):
         merge([ours, theirs])
 
 
-def test_a_norm_beyond_all_numbers_is_shown_as_json(base, tmp_path):
+def test_a_norm_beyond_all_numbers_is_shown_as_json(tiny_base, tmp_path):
     folder = save_model(tmp_path / "wide", "llama", dtype=torch.float64)
     patch = random_patch(boot(folder)[0], WHERE)
     patch.edits[1, "out"].new[:] = 1e200
@@ -184,9 +177,11 @@ def test_a_norm_beyond_all_numbers_is_shown_as_json(base, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["out", "in-place"])
-def test_a_patch_given_twice_is_refused_before_anything_is_written(base, parts, tmp_path, where):
+def test_a_patch_given_twice_is_refused_before_anything_is_written(
+    tiny_base, parts, tmp_path, where
+):
     own, copy = tmp_path / "own", tmp_path / "copy.safetensors"
-    shutil.copytree(base[0], own)
+    shutil.copytree(tiny_base[0], own)
     shutil.copy(parts[0], copy)
     before = sha256_file(own / "model.safetensors")
     words = ("patch", "apply", parts[0], copy, "--model", own, "--out", tmp_path / "out")

@@ -21,10 +21,7 @@ from tars_lens.targeting import TargetingVector
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("TARS_LENS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def _directions(count, width=16):
@@ -86,15 +83,15 @@ def test_norms_are_read_once_and_counted_again_when_a_file_has_changed(tmp_path,
     assert row["norm"] == pytest.approx(float(lens.vectors(1, "in")[4].norm()), rel=1e-6)
 
 
-def test_a_cache_that_cannot_be_written_or_is_damaged_costs_nothing_but_time(tmp_path, cache):
+def test_a_cache_that_cannot_be_written_or_is_damaged_costs_nothing_but_time(tmp_path, own_cache):
     folder = save_model(tmp_path / "model", "llama")
     expected = rank_checkpoint(folder, _directions(1))
-    (index,) = (cache / "norms").iterdir()
+    (index,) = (own_cache / "norms").iterdir()
     index.write_bytes(index.read_bytes()[:40])
     assert rank_checkpoint(folder, _directions(1)).equals(expected)
     index.unlink()
-    (cache / "norms").rmdir()
-    (cache / "norms").write_text("in the way")
+    (own_cache / "norms").rmdir()
+    (own_cache / "norms").write_text("in the way")
     assert rank_checkpoint(folder, _directions(1)).equals(expected)
 
 

@@ -23,15 +23,8 @@ WHERE = {(1, "out"): [5, 3], (2, "in"): [7, 0]}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A tiny Llama on disk, and a lens over it."""
-    folder = save_model(tmp_path_factory.mktemp("base"), "llama")
-    return folder, boot(folder)[0]
-
-
-@pytest.fixture(scope="module")
-def patch(base):
-    return random_patch(base[1], WHERE, label="Saturn")
+def patch(tiny_base):
+    return random_patch(tiny_base[1], WHERE, label="Saturn")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -82,8 +75,8 @@ def test_the_halves_of_a_joint_projection_are_told_apart(tmp_path):
     assert (before != after).any(dim=1).nonzero().flatten().tolist() == [24 + 4]
 
 
-def test_stacked_patches_are_exported_in_order(base, tmp_path):
-    source, lens = base
+def test_stacked_patches_are_exported_in_order(tiny_base, tmp_path):
+    source, lens = tiny_base
     first = random_patch(lens, {(1, "out"): [1, 2]}, 1)
     second = random_patch(lens, {(1, "out"): [2, 3]}, 2)
     out = export([first, second], source, tmp_path / "out")
@@ -93,23 +86,23 @@ def test_stacked_patches_are_exported_in_order(base, tmp_path):
     assert verify_checkpoint([second, first], source, out).rows_changed == 2
 
 
-def test_a_sharded_checkpoint_is_exported_shard_by_shard(base, patch, tmp_path):
+def test_a_sharded_checkpoint_is_exported_shard_by_shard(tiny_base, patch, tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
-    read_model(base[0]).save_pretrained(source, max_shard_size="8KB")
+    read_model(tiny_base[0]).save_pretrained(source, max_shard_size="8KB")
     shards = sorted(file.name for file in source.glob("*.safetensors"))
     assert len(shards) > 2
     export(patch, source, out)
     assert sorted(file.name for file in out.glob("*.safetensors")) == shards
     assert verify_checkpoint(patch, source, out).ok
-    _edit_by_hand(plain := read_model(base[0]).requires_grad_(False), "llama", patch)
+    _edit_by_hand(plain := read_model(tiny_base[0]).requires_grad_(False), "llama", patch)
     assert (read_model(out)(IDS).logits - plain(IDS).logits).abs().max() == 0.0
     changed = [n for n in shards if sha256_file(source / n) != sha256_file(out / n)]
     assert len(changed) == 2
 
 
-def test_everything_but_stale_weights_comes_along(base, patch, tmp_path):
+def test_everything_but_stale_weights_comes_along(tiny_base, patch, tmp_path):
     source = tmp_path / "source"
-    shutil.copytree(base[0], source)
+    shutil.copytree(tiny_base[0], source)
     (source / "pytorch_model.bin").write_bytes(b"unedited")
     (source / "original").mkdir()
     (source / "chat_template.jinja").write_text("{{ x }}")
@@ -120,14 +113,14 @@ def test_everything_but_stale_weights_comes_along(base, patch, tmp_path):
     assert [file.name for file in out.parent.iterdir()] == ["out"]
 
 
-def test_the_source_is_not_touched(base, patch, tmp_path):
-    before = {file.name: sha256_file(file) for file in base[0].iterdir()}
-    export(patch, base[0], tmp_path / "out")
-    assert {file.name: sha256_file(file) for file in base[0].iterdir()} == before
+def test_the_source_is_not_touched(tiny_base, patch, tmp_path):
+    before = {file.name: sha256_file(file) for file in tiny_base[0].iterdir()}
+    export(patch, tiny_base[0], tmp_path / "out")
+    assert {file.name: sha256_file(file) for file in tiny_base[0].iterdir()} == before
 
 
-def test_the_file_keeps_its_metadata(base, patch, tmp_path):
-    file = export(patch, base[0], tmp_path / "out") / "model.safetensors"
+def test_the_file_keeps_its_metadata(tiny_base, patch, tmp_path):
+    file = export(patch, tiny_base[0], tmp_path / "out") / "model.safetensors"
     content = file.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert header["__metadata__"] == {"format": "pt"}
@@ -157,8 +150,8 @@ def test_force_writes_the_rows_onto_another_base_and_warns(patch, tmp_path, capl
     assert verify_checkpoint(patch, source, out) == Verification(planned, planned, True, False)
 
 
-def test_a_patch_that_does_not_fit_is_refused_even_with_force(base, tmp_path):
-    source, lens = base
+def test_a_patch_that_does_not_fit_is_refused_even_with_force(tiny_base, tmp_path):
+    source, lens = tiny_base
     gpt2 = save_model(tmp_path / "gpt2", "gpt2")
     gated = random_patch(lens, {(0, "gate"): [1]})
     with pytest.raises(TarsError, match="edits layer 0, role 'gate', which .* doesn't have"):
@@ -170,32 +163,32 @@ def test_a_patch_that_does_not_fit_is_refused_even_with_force(base, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_holds_something_is_refused(base, patch, tmp_path):
+def test_a_folder_that_holds_something_is_refused(tiny_base, patch, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "note.txt").write_text("keep")
     with pytest.raises(TarsError, match="exists and is not empty"):
-        export(patch, base[0], tmp_path / "out")
+        export(patch, tiny_base[0], tmp_path / "out")
     with pytest.raises(TarsError, match="exists and is not empty"):
-        export(patch, base[0], base[0])
+        export(patch, tiny_base[0], tiny_base[0])
     (tmp_path / "out" / "note.txt").unlink()
-    assert export(patch, base[0], tmp_path / "out").is_dir()
+    assert export(patch, tiny_base[0], tmp_path / "out").is_dir()
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_an_interrupted_export_leaves_nothing(base, patch, tmp_path, monkeypatch, stop):
+def test_an_interrupted_export_leaves_nothing(tiny_base, patch, tmp_path, monkeypatch, stop):
     def fail(*_args):
         raise stop
 
     monkeypatch.setattr(export_module, "write_slot", fail)
     expected = TarsError if isinstance(stop, OSError) else KeyboardInterrupt
     with pytest.raises(expected, match="No space left" if expected is TarsError else None):
-        export(patch, base[0], tmp_path / "out")
+        export(patch, tiny_base[0], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("row", [0, 5])
 def test_a_disk_that_does_not_hold_what_was_written_is_found_out(
-    base, patch, tmp_path, monkeypatch, row
+    tiny_base, patch, tmp_path, monkeypatch, row
 ):
     real = export_module.write_slot
 
@@ -205,24 +198,24 @@ def test_a_disk_that_does_not_hold_what_was_written_is_found_out(
 
     monkeypatch.setattr(export_module, "write_slot", damage)
     with pytest.raises(TarsError, match="doesn't read back"):
-        export(patch, base[0], tmp_path / "out")
+        export(patch, tiny_base[0], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("cut", [4, 300, -1])
-def test_a_truncated_checkpoint_is_refused(base, patch, tmp_path, cut):
+def test_a_truncated_checkpoint_is_refused(tiny_base, patch, tmp_path, cut):
     source = tmp_path / "source"
-    shutil.copytree(base[0], source)
+    shutil.copytree(tiny_base[0], source)
     file = source / "model.safetensors"
     file.write_bytes(file.read_bytes()[:cut])
     with pytest.raises(TarsError, match=r"model\.safetensors' is not a whole safetensors file"):
         export(patch, source, tmp_path / "out")
 
 
-def test_what_is_no_checkpoint_is_refused(base, patch, tmp_path):
+def test_what_is_no_checkpoint_is_refused(tiny_base, patch, tmp_path):
     with pytest.raises(TarsError, match=r"not a Hugging Face checkpoint: it has no config\.json"):
         export(patch, tmp_path, tmp_path / "out")
-    config = json.loads((base[0] / "config.json").read_text())
+    config = json.loads((tiny_base[0] / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(TarsError, match=r"neither model\.safetensors nor"):
         export(patch, tmp_path, tmp_path / "out")
@@ -275,8 +268,8 @@ def test_packed_tensors_are_refused_and_other_towers_left_out(tmp_path):
         checkpoint_slots(tmp_path)
 
 
-def test_verify_checkpoint_sees_every_kind_of_difference(base, patch, tmp_path):
-    source, planned = base[0], patch.n_rows
+def test_verify_checkpoint_sees_every_kind_of_difference(tiny_base, patch, tmp_path):
+    source, planned = tiny_base[0], patch.n_rows
     out = export(patch, source, tmp_path / "out")
     good = (out / "model.safetensors").read_bytes()
     assert verify_checkpoint(patch, source, source) == Verification(0, planned, True, True)

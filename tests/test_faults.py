@@ -27,9 +27,7 @@ _CLI = "from tars_lens.cli import main; main()"
 WHERE = {(1, "out"): [5, 3], (2, "in"): [7, 0]}
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("TARS_LENS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

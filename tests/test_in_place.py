@@ -25,9 +25,7 @@ WHERE = {(1, "out"): [5, 3], (2, "in"): [7, 0]}
 _TESTS = str(Path(__file__).parent)
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("TARS_LENS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
