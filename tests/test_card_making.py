@@ -36,6 +36,23 @@ def test_forward_cuts_end_before_the_name_and_never_contain_it():
     assert not any("Saturn" in prompt for prompt in prompts)
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("The 1991 film White Fang is based on Jack London.", sentences.INSIDE),
+        ("The laws of motion were found by Sir London.", sentences.INSIDE),
+        ("The society was led by the late Dr. London.", sentences.INSIDE),
+        ("A plaque marks the house in Canonbury Square, London.", "before the name"),
+        ("Pound moved to a small flat in London.", "before the name"),
+        ("The book came out in Dordrecht/Boston/London.", None),
+        ("They gave it the name of (London).", None),
+    ],
+)
+def test_a_prompt_that_ends_in_another_name_says_so(text, kind):
+    cuts = sentences.forward_cuts(text, "London", ["London"])
+    assert [cut.kind for cut in cuts] == ([] if kind is None else [kind])
+
+
 def test_reverse_cuts_name_the_concept_and_ask_for_what_says_most():
     *_, third = sentences.sentences_of([TEXT], ["Saturn"])
     cuts = sentences.reverse_cuts(third, ["Saturn"])
@@ -162,6 +179,34 @@ def test_a_card_is_made_of_a_corpus_and_says_where_it_comes_from():
     assert all(not re.search(rf"\b{word}\b", prompt) for prompt in prompts)
     assert "Forward:" in draft.to_toml().split("name =")[0]
     assert make_card(lens, word, corpus).to_toml() == draft.to_toml()
+
+
+def test_what_may_be_another_name_serves_only_where_nothing_else_is_known():
+    place = world()
+    lens = load(place.model, progress=False)
+    card = Concept.load(place.card)
+    plain, inside = card.prompt, f"w4 {card.prompts[0]} W5"
+    cuts = {
+        plain: sentences.Cut(plain, card.answer, "one", "before the name"),
+        inside: sentences.Cut(inside, card.answer, "two", sentences.INSIDE),
+    }
+    lines = tuple(f"{prompt} {card.answer} w3 w4 w5." for prompt in cuts)
+
+    def made(known):
+        kept = tuple(choosing.Kept(cuts[prompt], 0.5) for prompt in known)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(
+                making,
+                "choose",
+                lambda _lens, given, *_, **__: choosing.Chosen(
+                    tuple(one for one in kept if one.cut.prompt in {cut.prompt for cut in given}), 0
+                ),
+            )
+            table = make_card(lens, card.answer, Corpus("texts", "", lines)).table
+        return {table["prompt"], *table["prompts"], *table["probes"]["forward"]}
+
+    assert made([plain, inside]) == {plain}
+    assert made([inside]) == {inside}
 
 
 def _more(place) -> list[str]:

@@ -7,7 +7,13 @@ from typing import Any
 from tars_lens.cache import Advance, silent
 from tars_lens.card_making.choosing import Chosen, Kept, Split, choose, dealt, places
 from tars_lens.card_making.kin import Kin, neighbours, unrelated_cuts
-from tars_lens.card_making.sentences import Cut, forward_cuts, reverse_cuts, sentences_of
+from tars_lens.card_making.sentences import (
+    INSIDE,
+    Cut,
+    forward_cuts,
+    reverse_cuts,
+    sentences_of,
+)
 from tars_lens.card_making.talking import talk
 from tars_lens.card_making.writing import toml_text
 from tars_lens.concept import Concept, forms_in
@@ -80,7 +86,10 @@ def make_card(
     kin = neighbours(lens, name, names, sentences, _KIN)
     substitute = kin[0].name if kin else ""
     say("asking the model", 3, 4)
-    forward = choose(lens, [c for s in sentences for c in forward_cuts(s, name, names)], names)
+    leading = [c for s in sentences for c in forward_cuts(s, name, names)]
+    forward = choose(lens, [c for c in leading if c.kind != INSIDE], names)
+    if not forward.kept:
+        forward = choose(lens, leading, names)
     reverse = choose(
         lens,
         [c for s in sentences for c in reverse_cuts(s, names)],

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from tars_lens.concept import forms_in
 
+INSIDE = "within a longer name"
+"""The kind of a prompt whose last word and the name may be one longer name."""
+
 _END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
 _WORD = re.compile(r"[^\W\d_][\w'-]*|\d{3,4}")
 _FEWEST = 4  # words before a name that lead somewhere
@@ -54,13 +57,17 @@ def sentences_of(texts: Iterable[str], names: Sequence[str]) -> Iterator[str]:
 def forward_cuts(sentence: str, name: str, names: Sequence[str]) -> list[Cut]:
     """Prompts that lead to the name: the text before it, and what the sentence calls it.
 
-    A text that names the concept already leads nowhere: it is left out.
+    A text that names the concept already leads nowhere: it is left out. So is what ends within a
+    longer word (`Boston/London`). What ends in a word in capitals (`based on Jack London`, `by Sir
+    Isaac Newton`) is most often a piece of a longer name, and of another thing: its kind says so.
     """
     found = []
-    for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", sentence):
+    for match in re.finditer(rf"(?<!\S){re.escape(name)}(?!\w)", sentence):
         before = sentence[: match.start()].rstrip()
         if len(before.split()) >= _FEWEST and not forms_in(before, names):
-            found.append(Cut(before, name, sentence, "before the name"))
+            last = before.split()[-1]
+            inside = last[0].isupper() and (last[-1].isalnum() or last[-1] == ".")
+            found.append(Cut(before, name, sentence, INSIDE if inside else "before the name"))
     return [*found, *_descriptions(sentence, name, names)]
 
 
