@@ -86,10 +86,9 @@ def make_card(
     kin = neighbours(lens, name, names, sentences, _KIN)
     substitute = kin[0].name if kin else ""
     say("asking the model", 3, 4)
-    leading = [c for s in sentences for c in forward_cuts(s, name, names)]
-    forward = choose(lens, [c for c in leading if c.kind != INSIDE], names)
-    if not forward.kept:
-        forward = choose(lens, leading, names)
+    forward = choose(lens, [c for s in sentences for c in forward_cuts(s, name, names)], names)
+    plain = tuple(one for one in forward.kept if one.cut.kind != INSIDE)
+    forward = replace(forward, kept=plain or forward.kept)
     reverse = choose(
         lens,
         [c for s in sentences for c in reverse_cuts(s, names)],
