@@ -16,7 +16,7 @@ from tars_lens.errors import TarsError
 from tars_lens.report.figures import ablation as drawn
 from tars_lens.report.figures import rows_height
 from tars_lens.report.style import figure
-from tars_lens.settings import Settings
+from tars_lens.method.settings import Settings
 
 EIGHT = (
     *("saturn", "sherlock_holmes", "paris", "einstein"),

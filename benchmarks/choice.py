@@ -24,9 +24,9 @@ from tars_lens.lens import Lens
 from tars_lens.loading import load
 from tars_lens.neutral import Neutral
 from tars_lens.removal import Removal, remove
-from tars_lens.settings import Settings
+from tars_lens.method.settings import Settings
 from tars_lens.study import study
-from tars_lens.unembedding import Unembedding
+from tars_lens.method.unembedding import Unembedding
 from tars_lens.windows import cut
 
 _REFERENCE = "choice, every run from layer 0"

@@ -16,9 +16,9 @@ from tars_lens.corpus import load_corpus
 from tars_lens.lens import Lens
 from tars_lens.loading import load
 from tars_lens.neutral import Neutral
-from tars_lens.settings import Settings
+from tars_lens.method.settings import Settings
 from tars_lens.trials import Trials
-from tars_lens.unembedding import Unembedding
+from tars_lens.method.unembedding import Unembedding
 from tars_lens.windows import cut
 
 _STAGES: tuple[tuple[Any, str, str], ...] = (

@@ -16,7 +16,7 @@ from tars_lens.corpus import load_corpus
 from tars_lens.lens import Lens, Point
 from tars_lens.loading import load
 from tars_lens.measure.kl import Divergence, paired_kl
-from tars_lens.settings import Settings
+from tars_lens.method.settings import Settings
 from tars_lens.trial import kl_divergence, rows_at_once
 from tars_lens.weights import Edits, Rows, written
 from tars_lens.windows import Windows, cut

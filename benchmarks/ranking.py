@@ -6,7 +6,7 @@ import torch
 from timing import arguments, compared, interleaved, show
 
 from tars_lens.loading import load
-from tars_lens.ranking import rank
+from tars_lens.method.ranking import rank
 
 _REFERENCE = "read: torch.sum"
 _TOP = 100

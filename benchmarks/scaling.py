@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tars_lens.checkpoints import locate
 from tars_lens.lens import Lens
 from tars_lens.loading import load
-from tars_lens.ranking import rank
+from tars_lens.method.ranking import rank
 from tars_lens.sweeping import read_spec, sweep
 
 _WINDOW = 256

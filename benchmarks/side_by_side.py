@@ -70,9 +70,9 @@ def _maker(method: str, lens: Any, concept: Any, corpus: Any) -> Callable[[], An
     from tars_lens.neutral import Neutral
     from tars_lens.removal import remove
     from tars_lens.rivals.registry import RIVALS
-    from tars_lens.settings import Settings
+    from tars_lens.method.settings import Settings
     from tars_lens.study import study
-    from tars_lens.unembedding import Unembedding
+    from tars_lens.method.unembedding import Unembedding
     from tars_lens.windows import cut
 
     windows, settings = cut(lens, corpus), Settings()

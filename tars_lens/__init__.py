@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from tars_lens.explaining import explain
     from tars_lens.lens import Lens
     from tars_lens.loading import load
+    from tars_lens.method.ranking import rank
+    from tars_lens.method.recipe import suppress
+    from tars_lens.method.reversal import reverse
+    from tars_lens.method.settings import Settings
+    from tars_lens.method.targeting import TargetingVector, target
     from tars_lens.patch import Patch
-    from tars_lens.ranking import rank
-    from tars_lens.reversal import reverse
-    from tars_lens.settings import Settings
-    from tars_lens.targeting import TargetingVector, target
     from tars_lens.verification import verify
 
 _ROOMS = {
@@ -45,12 +46,13 @@ _ROOMS = {
     "load": "loading",
     "make_card": "card_making",
     "Patch": "patch",
-    "rank": "ranking",
+    "rank": "method.ranking",
     "rank_checkpoint": "disk_ranking",
-    "reverse": "reversal",
-    "Settings": "settings",
-    "TargetingVector": "targeting",
-    "target": "targeting",
+    "reverse": "method.reversal",
+    "suppress": "method.recipe",
+    "Settings": "method.settings",
+    "TargetingVector": "method.targeting",
+    "target": "method.targeting",
     "verify": "verification",
 }
 
@@ -75,6 +77,7 @@ __all__ = [
     "rank",
     "rank_checkpoint",
     "reverse",
+    "suppress",
     "target",
     "verify",
 ]

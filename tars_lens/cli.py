@@ -1,7 +1,6 @@
 """The commands. Heavy imports happen inside each, so that `--help` is instant."""
 
 import io
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +24,8 @@ from tars_lens import (
     cli_sweep,
 )
 from tars_lens.errors import TarsError, unknown
+from tars_lens.method.settings import LAST_SEED, METHODS
 from tars_lens.naming import HELP as CONCEPTS
-from tars_lens.settings import LAST_SEED, METHODS
 
 app = typer.Typer(
     name="tars-lens",
@@ -76,13 +75,6 @@ def erase(
     kl_tokens: Annotated[
         int, typer.Option(help="Tokens of plain text that damage is measured on; 0 for none.")
     ] = 25_600,
-    max_kl: Annotated[
-        float,
-        typer.Option(help="Mean KL on plain validation text that each part of an edit may cost."),
-    ] = 0.001,
-    keep_neighbours: Annotated[
-        float, typer.Option(help="Share of its probability that a near prompt's answer must keep.")
-    ] = 0.8,
     dtype: Annotated[
         str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")
     ] = "auto",
@@ -97,19 +89,15 @@ def erase(
 ) -> None:
     """Remove concepts one after another, with proof of what changed and what it cost."""
     from tars_lens.files import results_folder
+    from tars_lens.method.settings import MethodName, Settings
     from tars_lens.naming import card_or_name, with_cards
-    from tars_lens.settings import MethodName, Settings
 
     if kl_tokens < 0:
         raise TarsError(f"--kl-tokens must be at least 0 (0 for no measurement), got {kl_tokens}.")
-    if not 0 < max_kl < math.inf:
-        raise TarsError(f"--max-kl must be a number above 0 (nats), got {max_kl}.")
     if method not in get_args(MethodName):
         raise unknown("method", method, get_args(MethodName))
     name = cast(MethodName, method)
-    settings = Settings(
-        name=name, seed=seed, edits=edits, max_kl=max_kl, keep_neighbours=keep_neighbours
-    )
+    settings = Settings(name=name, seed=seed, edits=edits)
     asked = [card_or_name(concept) for concept in concepts]
     kept: dict[str, Path] = {}
 

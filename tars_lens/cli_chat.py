@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tars_lens.settings import LAST_SEED
+from tars_lens.method.settings import LAST_SEED
 
 
 def chat(

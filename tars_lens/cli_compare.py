@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from tars_lens.cli_evaluate import PARTS, resumable
+from tars_lens.method.settings import LAST_SEED
 from tars_lens.naming import HELP as CONCEPTS
-from tars_lens.settings import LAST_SEED
 
 RIVALS = "ablation, leace, rank_one, needle, reflection, demotion, gradient_ascent, npo, rmu"
 """The registered names, written out as the registry imports torch."""

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from tars_lens.errors import TarsError
+from tars_lens.method.settings import LAST_SEED
 from tars_lens.naming import RULE
-from tars_lens.settings import LAST_SEED
 
 PARTS = "parts"
 """Where in the folder of results finished measures are kept, for `--resume`."""

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tars_lens.method.settings import LAST_SEED
 from tars_lens.naming import RULE
-from tars_lens.settings import LAST_SEED
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A built-in name, a hub id, a folder or a .gguf file.")

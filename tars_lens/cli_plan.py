@@ -23,7 +23,6 @@ def plan(
     memory: Annotated[
         float | None, typer.Option(help="Of the machine, in GB; what is free here by default.")
     ] = None,
-    concepts: Annotated[int, typer.Option(help="Concepts to remove.")] = 1,
     kl_tokens: Annotated[int, typer.Option(help="Tokens that the KL is measured on.")] = 25_600,
     as_json: Annotated[bool, typer.Option("--json", help="The whole plan as JSON.")] = False,
 ) -> None:
@@ -40,7 +39,7 @@ def plan(
     machine = machines.gpus(gpus, gpu_memory) if gpus else machines.this_processor()
     if memory is not None:
         machine = replace(machine, host_bytes=int(memory * 1e9))
-    found = reckon(model, machine=machine, dtype=dtype, concepts=concepts, kl_tokens=kl_tokens)
+    found = reckon(model, machine=machine, dtype=dtype, kl_tokens=kl_tokens)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
     elif found.fits:
@@ -53,8 +52,4 @@ def plan(
             typer.echo(f"  {size / 1e9:9.2f} GB  {part}")
         free = machine.usable_bytes / 1e9
         typer.echo(f"  {found.needed_bytes / 1e9:9.2f} GB  in all, of {free:,.1f} GB")
-        for stage, passes, seconds in found.time.itertuples(index=False):
-            said = f", {passes:.0f} passes" if passes else ""
-            typer.echo(f"  {seconds:9.1f} s   {stage}{said}")
-        typer.echo(f"  {found.time['seconds'].sum():9.1f} s   in all")
     found.check()

@@ -5,7 +5,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from tars_lens.settings import LAST_SEED, METHODS
+from tars_lens.method.settings import LAST_SEED, METHODS
 
 
 def search(
@@ -37,11 +37,11 @@ def search(
     """Search the method's settings on validation text; run it again, or beside itself, to go on."""
     from tars_lens.concept import Concept
     from tars_lens.errors import unknown
+    from tars_lens.method.settings import MethodName, Settings
     from tars_lens.report.progress import progress
     from tars_lens.search_results import OBJECTIVES, RULE
     from tars_lens.searching import SPACE, check_space, search_folder
     from tars_lens.searching import search as run
-    from tars_lens.settings import MethodName, Settings
 
     if method not in get_args(MethodName):
         raise unknown("method", method, get_args(MethodName))

@@ -20,8 +20,8 @@ from tars_lens.files import whole_file
 from tars_lens.forms import first_tokens
 from tars_lens.leading import check_leads
 from tars_lens.lens import Lens
-from tars_lens.targeting import PLAIN, approximate
-from tars_lens.unembedding import Unembedding
+from tars_lens.method.targeting import PLAIN, approximate
+from tars_lens.method.unembedding import Unembedding
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tars_lens.concept import Concept
 from tars_lens.lens import Lens, Point
-from tars_lens.targeting import PLAIN
+from tars_lens.method.targeting import PLAIN
 
 _TOP_TOKENS = 5
 _CHUNK = 16_384

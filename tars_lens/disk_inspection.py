@@ -13,8 +13,8 @@ from tars_lens.disk_ranking import checkpoint_cosines
 from tars_lens.errors import TarsError
 from tars_lens.files import write_text
 from tars_lens.layout import checkpoint_slots
-from tars_lens.ranking import Null, null_of, random_directions
-from tars_lens.targeting import TargetingVector
+from tars_lens.method.ranking import Null, null_of, random_directions
+from tars_lens.method.targeting import TargetingVector
 
 _DIRECTIONS = 16
 

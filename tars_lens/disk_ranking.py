@@ -17,8 +17,8 @@ from tars_lens.cache import Advance, silent
 from tars_lens.errors import TarsError
 from tars_lens.layout import Slot, checkpoint_slots
 from tars_lens.lens import Role
+from tars_lens.method.ranking import Cosines, Targets, check_targets
 from tars_lens.norm_index import NormIndex
-from tars_lens.ranking import Cosines, Targets, check_targets
 from tars_lens.weights import Place
 
 _BLOCK = 1 << 19

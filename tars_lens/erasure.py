@@ -22,23 +22,17 @@ from tars_lens.files import write_json, write_text
 from tars_lens.lens import Lens
 from tars_lens.measure.kl import Divergence, paired_kl
 from tars_lens.measure.probes import base_frame, probe_figures, with_after
-from tars_lens.neutral import Neutral
-from tars_lens.paper import remove_literally
+from tars_lens.method.paper import reverse_literally
+from tars_lens.method.recipe import Recipe
+from tars_lens.method.settings import Settings
 from tars_lens.patch import Patch
 from tars_lens.patch_tools import merge
-from tars_lens.removal import Removal, remove
-from tars_lens.settings import Settings
-from tars_lens.study import study
-from tars_lens.unembedding import Unembedding
 from tars_lens.verification import Verification, verify
 from tars_lens.windows import Windows, cut
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
-
-_STRENGTHEN = 2.0
-_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -105,14 +99,13 @@ def erase(
     windows = cut(lens, corpus or load_corpus(), reported_tokens=max(kl_tokens, 1))
     bases = bases or [base_frame(lens, concept) for concept in concepts]
     try:
-        removals, seconds = _sequence(lens, concepts, windows, settings, say, keep)
+        made, seconds = _sequence(lens, concepts, windows, settings, say, keep)
         afters = [
             with_after(base, lens, concept) for base, concept in zip(bases, concepts, strict=True)
         ]
     finally:
         for patch in stack.applied_patches(lens):
             patch.revert(lens)
-    made = tuple(removal.patch for removal in removals)
     divergence = _divergence(lens, made, windows, say) if kl_tokens else None
     say("verifying", 0, 1)
     verified = verify(lens, made)
@@ -177,76 +170,40 @@ def _sequence(
     settings: Settings,
     say: Advance,
     keep: Callable[[Patch], None] | None,
-) -> tuple[list[Removal], list[float]]:
+) -> tuple[list[Patch], list[float]]:
     """Removes each concept with all earlier ones gone, and leaves their patches on the model."""
-    seconds = dict.fromkeys((concept.name for concept in concepts), 0.0)
-    remover = _remover(lens, concepts, windows, settings, say, seconds)
-    removals: list[Removal] = []
+    remover = _remover(lens, windows, settings, say)
+    patches: list[Patch] = []
+    seconds: list[float] = []
     for index, concept in enumerate(concepts):
         say(f"removing {concept.name}", index, len(concepts))
         started = time.perf_counter()
-        taken = {host for removal in removals for host in removal.hosts}
-        removal = remover(concept, taken)
-        removal.patch.apply(lens)
-        removals.append(removal)
-        removals = _checked_again(lens, removals, settings)
-        seconds[concept.name] += time.perf_counter() - started
+        patch = remover(concept, patches)
+        patch.apply(lens)
+        patches.append(patch)
+        seconds.append(time.perf_counter() - started)
         if keep:
-            for each in removals:
-                keep(each.patch)
+            keep(patch)
     say("removing concepts", len(concepts), len(concepts))
-    return removals, list(seconds.values())
+    return patches, seconds
 
 
 def _remover(
-    lens: Lens,
-    concepts: Sequence[Concept],
-    windows: Windows,
-    settings: Settings,
-    say: Advance,
-    seconds: dict[str, float],
-) -> Callable[[Concept, set[tuple[int, int]]], Removal]:
-    """How the chosen method removes one concept, with all that it needs of the base gathered.
-
-    The time that a concept takes of this is added to its `seconds`.
-    """
+    lens: Lens, windows: Windows, settings: Settings, say: Advance
+) -> Callable[[Concept, Sequence[Patch]], Patch]:
+    """How the chosen method removes one concept after others, with what it needs of the base."""
     if settings.name == "paper":
-        return lambda concept, _taken: remove_literally(lens, concept, windows, settings)
+        return lambda concept, _earlier: reverse_literally(lens, concept, settings)
     say("reading plain text", 0, 1)
-    neutral = Neutral.cached(lens, windows.statistics, settings.layers(lens.n_layers))
-    unembedding = Unembedding.fit(lens)
+    recipe = Recipe.prepared(lens, windows.statistics, settings)
     say("reading plain text", 1, 1)
-    studies = {}
-    for concept in concepts:  # all of them before the first edit: they are of the base
-        started = time.perf_counter()
-        studies[concept.name] = study(lens, concept, neutral, unembedding, settings)
-        seconds[concept.name] += time.perf_counter() - started
-    return lambda concept, taken: remove(
-        lens, studies[concept.name], neutral, windows, settings, taken
-    )
 
+    def remove(concept: Concept, earlier: Sequence[Patch]) -> Patch:
+        taken = {host for patch in earlier for host in patch.neurons}
+        with stack.holding(lens, ()):  # each edit is made from the base alone
+            return recipe.patch(concept, taken)
 
-def _checked_again(lens: Lens, removals: list[Removal], settings: Settings) -> list[Removal]:
-    """Strengthens each concept that the latest edit brought back, as long as that helps."""
-    if settings.name == "paper":
-        return removals
-    found = []
-    for removal in removals:
-        left = removal.left(lens)
-        for _ in range(_ATTEMPTS if left > settings.goal else 0):
-            stronger = removal.strengthened(lens, _STRENGTHEN, settings)
-            removal.patch.revert(lens)
-            stronger.patch.apply(lens)
-            if (now := stronger.left(lens)) > left / _STRENGTHEN:
-                stronger.patch.revert(lens)
-                removal.patch.apply(lens)
-                break
-            removal, left = stronger, now
-            logger.info("%s came back on validation text: strengthened", removal.concept.name)
-            if left <= settings.goal:
-                break
-        found.append(removal)
-    return found
+    return remove
 
 
 def _divergence(lens: Lens, patches: Sequence[Patch], windows: Windows, say: Advance) -> Divergence:

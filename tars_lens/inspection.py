@@ -17,8 +17,8 @@ from tars_lens.errors import TarsError
 from tars_lens.files import write_text
 from tars_lens.leading import leads
 from tars_lens.lens import Lens
-from tars_lens.ranking import Cosines, Null, cosines, null_distribution
-from tars_lens.targeting import (
+from tars_lens.method.ranking import Cosines, Null, cosines, null_distribution
+from tars_lens.method.targeting import (
     PLAIN,
     TargetingVector,
     Variant,
@@ -26,7 +26,7 @@ from tars_lens.targeting import (
     check_variant,
     target,
 )
-from tars_lens.unembedding import Unembedding
+from tars_lens.method.unembedding import Unembedding
 
 NULL = "null"
 PLAIN_TEXT = "plain text"

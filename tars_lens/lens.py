@@ -157,6 +157,12 @@ class Lens:
         norm = lens_checks.submodule(self.model.blocks[layer], "ln2_post")
         return None if norm is None else self.norm_gain(norm)
 
+    def mlp_norm_gain(self, layer: int) -> Float[Tensor, " d_model"]:
+        """The gain of the norm before the MLP; that of the shared norm in parallel blocks."""
+        block = self.model.blocks[layer]
+        norm = lens_checks.submodule(block, "ln2")
+        return self.norm_gain(lens_checks.submodule(block, "ln1") if norm is None else norm)
+
     @property
     def bounds_writes(self) -> bool:
         """Whether a norm after each MLP bounds what it adds to the stream (Gemma 2 and 3)."""
@@ -262,11 +268,26 @@ class Lens:
         return self.capture(ids, [point], positions=positions, resume=resume)[point]
 
     @torch.no_grad()
-    def read_out(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
-        """Logits in float32 of a residual stream, by the model's final norm and unembedding."""
+    def read_out(
+        self, residual: Float[Tensor, "... d_model"], *, tokens: Sequence[int] | None = None
+    ) -> Float[Tensor, "... d_vocab"]:
+        """Logits in float32 of a residual stream, by the model's final norm and unembedding.
+
+        Args:
+            residual: The stream after any layer: after the last one the model's own logits, before
+                it the logit lens.
+            tokens: Whose logits are wanted; all of the vocabulary's where not given.
+        """
         stream = residual.to(self.dtype)
         flat = stream.reshape(1, -1, stream.shape[-1])
-        logits = self.model.unembed(self.model.ln_final(flat)).float()
+        normed = self.model.ln_final(flat)
+        if tokens is None:
+            logits = self.model.unembed(normed).float()
+        else:
+            index = torch.tensor(list(tokens), device=self.unembedding.device)
+            logits = normed.float() @ self.unembedding[:, index].float()
+            bias = lens_checks.weight(self.model.unembed, "b_U")
+            logits = logits if bias is None else logits + bias.detach()[index].float()
         if self.logit_cap is not None:
             logits = self.logit_cap * torch.tanh(logits / self.logit_cap)
         return logits.reshape(*stream.shape[:-1], -1).to(self.device)

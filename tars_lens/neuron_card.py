@@ -12,6 +12,7 @@ from tars_lens.cache import Advance
 from tars_lens.concept_directions import ConceptDirections
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens
+from tars_lens.method.ranking import null_distribution
 from tars_lens.neuron_index import NeuronIndex
 from tars_lens.neuron_tables import (
     concepts_table,
@@ -22,7 +23,6 @@ from tars_lens.neuron_tables import (
     tokens_table,
 )
 from tars_lens.patch import Patch
-from tars_lens.ranking import null_distribution
 
 Part = Literal["norms", "tokens", "firing", "examples", "concepts", "edits"]
 PARTS: tuple[Part, ...] = ("norms", "tokens", "firing", "examples", "concepts", "edits")

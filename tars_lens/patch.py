@@ -31,7 +31,8 @@ class PatchRows:
         neurons: Row indices, each once, in the order in which they were chosen.
         old: The rows of the unedited base, in its dtype.
         new: What stands there when the patch is applied, in the base's dtype.
-        cosine: Of each old row with the targeting vector; NaN where it wasn't given.
+        cosine: Of each old row with the vector that replaces it, reversed; NaN where it wasn't
+            given.
     """
 
     neurons: Int64[Tensor, " rows"]
@@ -123,6 +124,15 @@ class Patch:
     def n_rows(self) -> int:
         """The number of edited rows."""
         return sum(len(rows.neurons) for rows in self.edits.values())
+
+    @property
+    def neurons(self) -> set[tuple[int, int]]:
+        """`(layer, neuron)` of every neuron that it touches."""
+        return {
+            (layer, neuron)
+            for (layer, _), rows in self.edits.items()
+            for neuron in rows.neurons.tolist()
+        }
 
     @property
     def new_rows(self) -> Edits:

@@ -1,4 +1,4 @@
-"""Memory and time of an erasure, told before either is spent: from a model's config alone."""
+"""Memory of an erasure, told before it is spent: from a model's config alone."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,13 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from tars_lens import neutral
 from tars_lens.errors import TarsError
 from tars_lens.machines import Machine, this_processor
-from tars_lens.pass_counts import kl_passes, passes
-from tars_lens.settings import Settings
+from tars_lens.method.settings import Settings
 from tars_lens.shapes import Shape
-from tars_lens.windows import WIDTH
+from tars_lens.text.plain_text import LAYERS_AT_ONCE, STRIDE, WINDOWS_AT_ONCE
+from tars_lens.windows import STATISTICS_WINDOWS, WIDTH
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -31,15 +30,12 @@ class Plan:
         machine: Where it is to run.
         dtype: Of the weights.
         memory: One row a part: part, bytes.
-        time: One row a stage: stage, passes (forward passes of 256 tokens, as `pass_counts` has
-            them), seconds.
     """
 
     shape: Shape
     machine: Machine
     dtype: str
     memory: pd.DataFrame
-    time: pd.DataFrame
 
     @property
     def needed_bytes(self) -> int:
@@ -63,7 +59,7 @@ class Plan:
             )
 
     def to_frame(self) -> pd.DataFrame:
-        """model, dtype, machine, parameters, needed_bytes, usable_bytes, fits and seconds."""
+        """model, dtype, machine, parameters, needed_bytes, usable_bytes, and fits."""
         line = {
             "model": self.shape.name,
             "dtype": self.dtype,
@@ -72,18 +68,13 @@ class Plan:
             "needed_bytes": self.needed_bytes,
             "usable_bytes": self.machine.usable_bytes,
             "fits": self.fits,
-            "seconds": float(self.time["seconds"].sum()),
         }
         return pd.DataFrame([line])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON values."""
         (line,) = self.to_frame().to_dict("records")
-        return {
-            **line,
-            "memory": self.memory.to_dict("records"),
-            "time": self.time.to_dict("records"),
-        }
+        return {**line, "memory": self.memory.to_dict("records")}
 
 
 def plan(
@@ -91,7 +82,6 @@ def plan(
     *,
     machine: Machine | None = None,
     dtype: str = "auto",
-    concepts: int = 1,
     kl_tokens: int = 25_600,
 ) -> Plan:
     """Reckons what removing concepts from a model will take.
@@ -100,7 +90,6 @@ def plan(
         model: A folder, `config.json`, hub id, built-in or known name, or a shape.
         machine: Where it is to run; this machine's processor where not given.
         dtype: Of the weights; `auto` is the config's own.
-        concepts: How many are removed.
         kl_tokens: How much text the KL is measured on.
 
     Raises:
@@ -110,17 +99,14 @@ def plan(
     kind = (shape.dtype if dtype == "auto" else dtype).removeprefix("torch.")
     if kind not in SIZES:
         raise TarsError(f"no dtype {kind!r}: choose one of auto, {', '.join(SIZES)}.")
-    if concepts < 1 or kl_tokens < 0:
-        raise TarsError(
-            f"a plan needs at least 1 concept and 0 tokens, got {concepts} and {kl_tokens}."
-        )
+    if kl_tokens < 0:
+        raise TarsError(f"a plan needs 0 tokens or more, got {kl_tokens}.")
     where = machine or this_processor()
     return Plan(
         shape=shape,
         machine=where,
         dtype=kind,
         memory=_memory(shape, where, SIZES[kind], kl_tokens),
-        time=_time(shape, where, SIZES[kind], concepts, kl_tokens),
     )
 
 
@@ -137,11 +123,15 @@ def does_not_fit(name: str, needed: int, machine: Machine, dtype: str) -> str:
 def _memory(shape: Shape, machine: Machine, size: int, kl_tokens: int) -> pd.DataFrame:
     tokens = _BATCH * WIDTH
     covariance = 4 * shape.d_model**2
-    kept = len(Settings().layers(shape.layers)) + 1  # those where neurons read, the unembedding's
-    few = neutral._BATCH * WIDTH * min(neutral._GROUP, shape.layers)  # as the statistics read them
+    settings, layers = Settings(), shape.layers
+    read = len(settings.suppression_layers(layers))
+    kept = read + len(settings.name_layers(layers)) + 2  # with the named layer's, the unembedding's
+    few = WINDOWS_AT_ONCE * WIDTH * min(LAYERS_AT_ONCE, layers)  # as the statistics read them
+    positions = STATISTICS_WINDOWS * WIDTH // STRIDE
     parts = {
         "weights": shape.parameters * size,
         "covariances": (kept + _SOLVES) * covariance,
+        "plain text at the layers that are read": 3 * read * positions * shape.d_model * 4,
         "neuron statistics": 4 * shape.layers * shape.d_mlp,
         "activations of one layer": tokens * (shape.roles * shape.d_mlp + 8 * shape.d_model) * size,
         "activations of a few layers": few * (shape.d_mlp + 2 * shape.d_model) * size,
@@ -152,20 +142,3 @@ def _memory(shape: Shape, machine: Machine, size: int, kl_tokens: int) -> pd.Dat
     if not machine.devices:  # on GPUs the libraries lie in the host's memory
         parts["libraries"] = _IMPORTS
     return pd.DataFrame({"part": list(parts), "bytes": list(parts.values())})
-
-
-def _time(shape: Shape, machine: Machine, size: int, concepts: int, kl_tokens: int) -> pd.DataFrame:
-    """Compute or reading, whichever takes longer; of several GPUs one works at a time."""
-    compute = 2 * shape.parameters * WIDTH / machine.flops
-    reading = shape.parameters * size / machine.read_bytes
-    one = max(compute, reading)
-    rows = [("loading from disk", 0.0, shape.parameters * size / machine.disk_bytes)]
-    settings = Settings()
-    for stage, count in passes(settings, shape.layers).items():
-        times = concepts if stage.endswith("a concept") else 1
-        rows.append((stage, count * times, count * times * one))
-    count = kl_passes(settings, shape.layers, kl_tokens)
-    rows.append(("KL on plain text", count, count * one))
-    mlp_bytes = shape.mlp_vectors * shape.d_model * size
-    rows.append(("ranking all weight vectors", 0.0, mlp_bytes / machine.read_bytes))
-    return pd.DataFrame(rows, columns=["stage", "passes", "seconds"])

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from tars_lens.files import write_json, write_text
-from tars_lens.settings import Settings
+from tars_lens.method.settings import Settings
 
 OBJECTIVES = ("left", "neighbour_lost", "kl_p99")
 """What is made small: the concepts' largest probability at a validation prompt, the share of its

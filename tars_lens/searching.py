@@ -16,8 +16,8 @@ from tars_lens.corpus import Corpus
 from tars_lens.errors import TarsError
 from tars_lens.files import user_path, writable_folder
 from tars_lens.lens import Lens
+from tars_lens.method.settings import Settings, setting_value
 from tars_lens.search_results import OBJECTIVES, Search, Space, dominates, summarise
-from tars_lens.settings import Settings, setting_value
 
 _CHEAP_SHARE = 8
 _SURE = 2.0  # by how much a cheap KL, of fewer tokens, must exceed a full one to settle anything

@@ -6,9 +6,9 @@ from tars_lens.attribution import direct_attribution, propagation
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
 from tars_lens.loading import load
-from tars_lens.ranking import rank
-from tars_lens.reversal import reverse
-from tars_lens.targeting import target
+from tars_lens.method.ranking import rank
+from tars_lens.method.reversal import reverse
+from tars_lens.method.targeting import target
 
 pytestmark = pytest.mark.real
 

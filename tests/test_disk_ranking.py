@@ -15,8 +15,8 @@ from tars_lens.disk_ranking import checkpoint_cosines, rank_checkpoint
 from tars_lens.errors import TarsError
 from tars_lens.layout import stored_tensors
 from tars_lens.norm_index import NormIndex
-from tars_lens.ranking import cosines, null_distribution, rank
-from tars_lens.targeting import TargetingVector
+from tars_lens.method.ranking import cosines, null_distribution, rank
+from tars_lens.method.targeting import TargetingVector
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -22,7 +22,7 @@ from tars_lens.loading import load
 from tars_lens.measure.probes import base_frame
 from tars_lens.patch import Patch
 from tars_lens.report import progress
-from tars_lens.settings import Settings
+from tars_lens.method.settings import Settings
 from tars_lens.verification import verify
 
 TOKENS = 4 * 256

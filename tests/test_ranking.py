@@ -8,7 +8,7 @@ from tars_lens.concept import Concept
 from tars_lens.describing import describe, top_tokens
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens, Point
-from tars_lens.ranking import cosines, null_distribution, rank
+from tars_lens.method.ranking import cosines, null_distribution, rank
 
 COLUMNS = ["target", "layer", "role", "neuron", "label", "cosine", "norm"]
 
@@ -63,7 +63,9 @@ def test_many_targets_at_once_are_each_as_alone():
 def test_a_matrix_read_in_blocks_is_the_matrix(monkeypatch):
     lens = tiny_lens("llama")
     whole = rank(lens, _directions(lens, 2))
-    monkeypatch.setattr("tars_lens.ranking._BLOCK", 7 * lens.d_model)  # doesn't divide 24 rows
+    monkeypatch.setattr(
+        "tars_lens.method.ranking._BLOCK", 7 * lens.d_model
+    )  # doesn't divide 24 rows
     blocks = rank(lens, _directions(lens, 2))
     assert blocks[COLUMNS[:5]].equals(whole[COLUMNS[:5]])
     assert (blocks["cosine"] - whole["cosine"]).abs().max() < 1e-6

@@ -4,9 +4,9 @@ from tiny import tiny_lens
 
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
-from tars_lens.ranking import rank
-from tars_lens.reversal import paper_edits, reverse, reversed_rows
-from tars_lens.targeting import target
+from tars_lens.method.ranking import rank
+from tars_lens.method.reversal import paper_edits, reverse, reversed_rows
+from tars_lens.method.targeting import target
 
 CONCEPT = Concept(name="nine", answer="w9", prompt="w1 w2 w3")
 

@@ -15,7 +15,7 @@ from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
 from tars_lens.search_results import OBJECTIVES, dominates, pick, summarise
 from tars_lens.searching import SPACE, blinded, check_space, search_settings
-from tars_lens.settings import Settings
+from tars_lens.method.settings import Settings
 
 pytest.importorskip("optuna")
 

@@ -10,7 +10,7 @@ from tars_lens.errors import TarsError
 from tars_lens.forms import first_tokens
 from tars_lens.lens import Lens
 from tars_lens.spelling import Spelling
-from tars_lens.unembedding import Unembedding
+from tars_lens.method.unembedding import Unembedding
 
 BYTES = [f"<0x{i:02X}>" for i in range(256)]
 

@@ -7,7 +7,7 @@ from tars_lens import leading
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens
-from tars_lens.targeting import (
+from tars_lens.method.targeting import (
     PLAIN,
     TargetingVector,
     approximate,
@@ -15,7 +15,7 @@ from tars_lens.targeting import (
     refine,
     target,
 )
-from tars_lens.unembedding import Unembedding
+from tars_lens.method.unembedding import Unembedding
 
 CONCEPT = Concept(name="nine", answer="w9", prompt="w1 w2 w3", prompts=("w4 w5",))
 TOKEN = 13  # of w9, after four special tokens

@@ -18,9 +18,9 @@ from tars_lens.corpus import load_corpus
 from tars_lens.lens import Lens
 from tars_lens.loading import load
 from tars_lens.neutral import Neutral
-from tars_lens.settings import Settings
+from tars_lens.method.settings import Settings
 from tars_lens.study import Study, study
-from tars_lens.unembedding import Unembedding
+from tars_lens.method.unembedding import Unembedding
 from tars_lens.windows import Windows, cut
 
 

@@ -14,7 +14,7 @@ from tars_lens.attribution.readings import Readings, read_tokens
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
 from tars_lens.lens import Batch, Lens, Point
-from tars_lens.name_readers import FRAMES
+from tars_lens.method.name import FRAMES
 from tars_lens.patch import Patch
 from tars_lens.weights import written
 

@@ -20,8 +20,8 @@ from tars_lens.attribution.asked import (
 from tars_lens.attribution.readings import read_tokens
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens, Point
+from tars_lens.method.targeting import TargetingVector
 from tars_lens.patch import Patch
-from tars_lens.targeting import TargetingVector
 from tars_lens.weights import Edits, written
 
 PRESENT = 0.05

@@ -11,7 +11,7 @@ from tars_lens.card_making.talking import mentioned_beside
 from tars_lens.concept import Concept, forms_in
 from tars_lens.forms import first_tokens
 from tars_lens.lens import Lens
-from tars_lens.unembedding import Unembedding
+from tars_lens.method.unembedding import Unembedding
 
 _CANDIDATES = 24
 _DEPTH = 0.5

@@ -17,9 +17,9 @@ from tars_lens.errors import TarsError
 from tars_lens.explaining.known import Known
 from tars_lens.generation import continuations
 from tars_lens.lens import Lens, Point
+from tars_lens.method.targeting import TargetingVector
 from tars_lens.patch import Patch
 from tars_lens.patch_tools import merge
-from tars_lens.targeting import TargetingVector
 
 logger = logging.getLogger(__name__)
 

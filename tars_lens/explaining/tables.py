@@ -20,8 +20,8 @@ from tars_lens.explaining.known import Known
 from tars_lens.explaining.vectors import null_table, trajectory_table
 from tars_lens.lens import Lens
 from tars_lens.measure.kl import Divergence
+from tars_lens.method.targeting import TargetingVector, target
 from tars_lens.patch import Patch
-from tars_lens.targeting import TargetingVector, target
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import torch
 
 from tars_lens.lens import Lens
 from tars_lens.measure.spread import cosine_frame
-from tars_lens.ranking import cosines, null_distribution
-from tars_lens.targeting import TargetingVector
+from tars_lens.method.ranking import cosines, null_distribution
+from tars_lens.method.targeting import TargetingVector
 
 
 def trajectory_table(vectors: Mapping[str, TargetingVector]) -> pd.DataFrame:

@@ -12,8 +12,8 @@ from tars_lens.forms import first_tokens
 from tars_lens.lens import Lens, Point
 from tars_lens.measure.first_tokens import first_token_probability
 from tars_lens.measure.probes import ERASED
+from tars_lens.method.targeting import PLAIN
 from tars_lens.rivals.base import Edit
-from tars_lens.targeting import PLAIN
 
 
 def gentlest(lens: Lens, concept: Concept, edits: Iterable[Edit]) -> Edit:

@@ -26,10 +26,10 @@ from tars_lens.evaluation.suites import QUICK, Suite
 from tars_lens.evaluation.verdict import PARTS, verdict
 from tars_lens.files import write_json, write_text
 from tars_lens.lens import Lens
+from tars_lens.method.settings import MethodName, Settings
 from tars_lens.patch import package_versions
 from tars_lens.rivals.base import Rival, of_all
 from tars_lens.rivals.cost import measured
-from tars_lens.settings import MethodName, Settings
 
 SCHEMA = 1
 OURS: tuple[MethodName, ...] = ("tars", "paper")

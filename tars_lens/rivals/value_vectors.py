@@ -7,8 +7,8 @@ from torch import Tensor
 from tars_lens.concept import Concept
 from tars_lens.forms import first_tokens
 from tars_lens.lens import Lens, Point
+from tars_lens.method.unembedding import Unembedding
 from tars_lens.rivals.choosing import forward_prompts
-from tars_lens.unembedding import Unembedding
 
 
 def token_scores(

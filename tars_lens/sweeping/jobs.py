@@ -12,7 +12,7 @@ from tars_lens.catalogue import BUILT_IN
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError, unknown
 from tars_lens.files import user_path
-from tars_lens.settings import MethodName, Settings, setting_value
+from tars_lens.method.settings import MethodName, Settings, setting_value
 
 _LISTS = {"concepts": True, "models": True, "seeds": False, "methods": False}  # required or not
 _SINGLE = {"corpus": str, "kl_tokens": int, "dtype": str, "device": str, "settings": dict}

@@ -14,8 +14,7 @@ from tars_lens.evaluation.base import final_stream
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.measure import Measure, Result
 from tars_lens.lens import Lens
-from tars_lens.measure.kl import five
-from tars_lens.trial import ROWS_IN_CACHE, kl_of_log_probabilities, rows_at_once
+from tars_lens.measure.kl import ROWS_IN_CACHE, five, kl_of_log_probabilities, rows_at_once
 
 
 @dataclass(frozen=True)

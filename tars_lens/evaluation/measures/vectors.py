@@ -10,7 +10,7 @@ from tars_lens.evaluation import intervals
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.measure import Measure, Result
 from tars_lens.forms import first_tokens
-from tars_lens.unembedding import Unembedding
+from tars_lens.method.unembedding import Unembedding
 
 TOP = 200
 """Tokens of a vector that are compared."""

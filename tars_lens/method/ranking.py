@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens, Role
-from tars_lens.targeting import TargetingVector
+from tars_lens.method.targeting import TargetingVector
 from tars_lens.weights import Place
 
 Targets = TargetingVector | Float[Tensor, "targets d_model"] | Float[Tensor, " d_model"]

@@ -8,9 +8,9 @@ from torch import Tensor
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens
+from tars_lens.method.ranking import rank
+from tars_lens.method.targeting import TargetingVector
 from tars_lens.patch import Patch
-from tars_lens.ranking import rank
-from tars_lens.targeting import TargetingVector
 from tars_lens.weights import Edits, Place, Rows
 
 

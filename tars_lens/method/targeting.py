@@ -24,7 +24,7 @@ from tars_lens.files import whole_file
 from tars_lens.forms import first_tokens
 from tars_lens.leading import check_leads
 from tars_lens.lens import Lens
-from tars_lens.unembedding import Unembedding
+from tars_lens.method.unembedding import Unembedding
 
 Variant = Literal["refined", "raw", "centred", "unembedding", "whitened"]
 """`raw`: the approximate vector. `refined`: after noise. `centred`: raw, less unrelated prompts.

@@ -1,0 +1,276 @@
+"""Suppression neurons: each reads how likely the concept is to be said, and writes its reversal.
+
+The logit lens says the concept with `log p = logit - log sum_j exp(logit_j)`. The first term is
+linear in the stream and known: it is the targeting vector that the unembedding reads. The second,
+the log-partition, is learned: a ridge regression on plain text. Their sum is what the neuron
+reads. It is silent where the concept is unlikely, and where it is likely the neuron lowers its
+logit by more than what it exceeds the threshold by, so that no strength has to be searched.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tars_lens.lens import Lens, Point
+from tars_lens.method.direction import ConceptDirection
+from tars_lens.method.neuron import divided_by_gain, host_neuron, neuron_rows, past_post_norm
+from tars_lens.method.settings import Settings
+from tars_lens.text.plain_text import PlainText
+from tars_lens.weights import Edits, written
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a suppression neuron sits, and which readings of the lens it is there to stop.
+
+    Attributes:
+        layer: Of the neuron.
+        readings: Layers after which the logit lens is not to read the concept; the neuron's own
+            is the first. The last layer's reading is what the model says.
+    """
+
+    layer: int
+    readings: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What texts show at their last tokens.
+
+    Attributes:
+        inputs: By layer, the MLP's input *y*, `[texts d_model]` in float32.
+        log_p: By layer, the concept's log-probability by the logit lens, `[texts]` in nats.
+        scale: By layer, the mean over texts of what the final norm would divide the stream by.
+    """
+
+    inputs: dict[int, Tensor]
+    log_p: dict[int, Tensor]
+    scale: dict[int, float]
+
+    def target(self, site: Site) -> Float[Tensor, " texts"]:
+        """The largest log-probability that a site is there to stop."""
+        return torch.stack([self.log_p[layer] for layer in site.readings]).amax(dim=0)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The concept's log-probability, as a layer's MLP input tells it.
+
+    Attributes:
+        weight: *w*.
+        offset: *b*, with `log p` about `w . y + b`, in nats.
+        constant: A direction with `constant . y` about 1 on all text, which carries *b*.
+    """
+
+    weight: Float[Tensor, " d_model"]
+    offset: float
+    constant: Float[Tensor, " d_model"]
+
+    def log_p(self, y: Float[Tensor, "... d_model"]) -> Float[Tensor, "..."]:
+        """The predicted log-probability, in nats."""
+        return y.float() @ self.weight + self.offset
+
+    def row(self, threshold: float, slope: float) -> Float[Tensor, " d_model"]:
+        """The read vector whose product with *y* is `slope * (log p - threshold)`."""
+        return slope * (self.weight + (self.offset - threshold) * self.constant)
+
+
+@dataclass(frozen=True)
+class SuppressionNeuron:
+    """A neuron that takes the concept's token away wherever it is about to be said.
+
+    Attributes:
+        site: Where it sits, and what it stops.
+        neuron: The host that it replaces.
+        reader: What it reads.
+        target: What it writes the reversal of, unit norm, as a direction of the stream.
+        edits: Its rows.
+        about: How it was made, for reports: threshold and mean at own prompts in nats, strength
+            (norm of the write there, in the stream's units), share of plain text on which it
+            speaks.
+    """
+
+    site: Site
+    neuron: int
+    reader: Reader
+    target: Float[Tensor, " d_model"]
+    edits: Edits
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def layer(self) -> int:
+        """Where it sits."""
+        return self.site.layer
+
+
+def shown(
+    lens: Lens,
+    texts: Sequence[str],
+    direction: ConceptDirection,
+    sites: Sequence[Site],
+    edits: Edits | None = None,
+) -> Shown:
+    """What the model shows at the ends of some texts, at every layer that the sites need.
+
+    Args:
+        lens: The base model.
+        texts: Prompts.
+        direction: The concept.
+        sites: Where neurons will sit.
+        edits: Rows to hold in the model meanwhile.
+    """
+    layers = sorted({site.layer for site in sites})
+    readings = sorted({layer for site in sites for layer in site.readings})
+    if not texts:
+        nothing = torch.zeros(0, device=lens.device)
+        empty = nothing.reshape(0, 1).expand(0, lens.d_model)
+        return Shown(dict.fromkeys(layers, empty), dict.fromkeys(readings, nothing), {})
+    batch = lens.prompts(texts)
+    inputs = {layer: Point("mlp_in", layer) for layer in layers}
+    streams = {layer: Point("resid_post", layer) for layer in {*layers, *readings}}
+    with written(lens, edits or {}):
+        points = [*inputs.values(), *streams.values()]
+        seen = lens.capture(batch.ids, points, positions=batch.last)
+    return Shown(
+        inputs={layer: seen[point].float() for layer, point in inputs.items()},
+        log_p={la: _log_p(lens.read_out(seen[streams[la]]), direction.tokens) for la in readings},
+        scale={layer: _scale(lens, seen[streams[layer]]) for layer in layers},
+    )
+
+
+def fit_reader(
+    lens: Lens,
+    site: Site,
+    direction: ConceptDirection,
+    plain: PlainText,
+    prompts: Sequence[Shown],
+    settings: Settings,
+) -> Reader:
+    """The reader of a site: the lens's weight, and a ridge regression of the log-partition.
+
+    Plain text where the concept has `log p > -9` counts five times, and each group of prompts as
+    much as a share of plain text (`likely_weight`, `prompt_weight`).
+
+    Args:
+        lens: The base model.
+        site: Where it reads, and what.
+        direction: The concept.
+        plain: Statistics of plain text, with the site's layers.
+        prompts: Groups of prompts: the card's own, near ones.
+        settings: Ridges and weights.
+    """
+    lens_weight = divided_by_gain(
+        direction.vector, lens.mlp_norm_gain(site.layer).float(), settings.lens_ridge
+    )
+    floor = math.log(settings.least_p)
+    said = torch.stack([_plain_log_p(lens, plain, layer, direction) for layer in site.readings])
+    said = said.amax(dim=0)
+    likely = said > math.log(settings.likely_p)
+    weights = [1.0 + (settings.likely_weight - 1) * likely.float()]
+    groups = [group for group in prompts if len(group.target(site))]
+    share = settings.prompt_weight * float(weights[0].sum())
+    weights += [torch.full_like(g.target(site), share / len(g.target(site))) for g in groups]
+    y = torch.cat([plain.inputs[site.layer], *(group.inputs[site.layer] for group in groups)])
+    log_p = torch.cat([said, *(group.target(site) for group in groups)]).clamp_min(floor)
+    weight, offset = _ridge(y, log_p - y @ lens_weight, torch.cat(weights), settings.reader_ridge)
+    return Reader(lens_weight + weight, offset, plain.constant(site.layer))
+
+
+def suppression_neuron(
+    lens: Lens,
+    site: Site,
+    direction: ConceptDirection,
+    target: Float[Tensor, " d_model"],
+    plain: PlainText,
+    prompts: Sequence[Shown],
+    settings: Settings,
+    taken: Collection[tuple[int, int]] = (),
+) -> SuppressionNeuron:
+    """The neuron of one site.
+
+    Its strength is computed: at a predicted `log p` above the threshold it lowers the concept's
+    logit by `reversal * (log p - threshold)`. With `reversal` above 1 it is a clamp: however
+    likely a prompt makes the concept, it ends below the threshold. Where a norm follows the MLP
+    the norm bounds the write, and the strength is in units of the MLP's usual output.
+
+    Args:
+        lens: The base model.
+        site: Where it sits.
+        direction: The concept.
+        target: What is lowered; see `Unembedding.write_target`.
+        plain: Statistics of plain text.
+        prompts: What the card's own prompts show, and other groups; the first is the own one.
+        settings: Thresholds and strengths.
+        taken: Hosts in use.
+    """
+    last = site.layer == lens.n_layers - 1
+    reader = fit_reader(lens, site, direction, plain, prompts, settings)
+    threshold = math.log(settings.said_threshold if last else settings.read_threshold)
+    own = float(reader.log_p(prompts[0].inputs[site.layer]).mean())
+    span = max(own - threshold, 1.0)
+    if lens.bounds_writes:
+        strength = settings.bounded_strength * float(plain.mlp_norm[site.layer])
+    else:
+        reversal = settings.said_reversal if last else settings.read_reversal
+        effect = float(direction.vector @ target) / prompts[0].scale[site.layer]
+        largest = settings.largest_write * float(plain.residual_norm[site.layer])
+        strength = min(reversal * span / effect, largest)
+    read = reader.row(threshold, settings.gain / span)
+    row = past_post_norm(lens, site.layer, target)
+    host = host_neuron(lens, plain, site.layer, row, taken, settings.host_share)
+    place = (lens, site.layer, host)
+    write = -strength / settings.gain * row
+    return SuppressionNeuron(
+        site=site,
+        neuron=host,
+        reader=reader,
+        target=target,
+        edits=neuron_rows(*place, read=read, constant=reader.constant, write=write),
+        about={
+            "threshold": threshold,
+            "own_prompts": own,
+            "strength": strength,
+            "speaks": float((plain.inputs[site.layer] @ read > 0).float().mean()),
+        },
+    )
+
+
+def _ridge(
+    y: Float[Tensor, "examples d_model"],
+    wanted: Float[Tensor, " examples"],
+    weights: Float[Tensor, " examples"],
+    ridge: float,
+) -> tuple[Float[Tensor, " d_model"], float]:
+    """`w` and `b` of a weighted ridge regression; `ridge` in units of the mean variance."""
+    weights = (weights / weights.sum())[:, None]
+    mean, wanted_mean = (weights * y).sum(dim=0), (weights[:, 0] * wanted).sum()
+    away = y - mean
+    covariance = (weights * away).T @ away
+    penalty = ridge * covariance.diagonal().mean() * torch.eye(len(mean), device=y.device)
+    product = (weights * away).T @ (wanted - wanted_mean)
+    weight = torch.linalg.solve(covariance + penalty, product)
+    return weight, float(wanted_mean - weight @ mean)
+
+
+def _plain_log_p(
+    lens: Lens, plain: PlainText, layer: int, direction: ConceptDirection
+) -> Float[Tensor, " positions"]:
+    """The concept's log-probability on plain text by the logit lens after a layer."""
+    logits = lens.read_out(plain.streams[layer], tokens=direction.tokens)
+    return logits.logsumexp(dim=-1) - plain.log_partitions[layer]
+
+
+def _log_p(logits: Float[Tensor, "rows d_vocab"], tokens: Sequence[int]) -> Float[Tensor, " rows"]:
+    return logits[:, list(tokens)].logsumexp(dim=-1) - logits.logsumexp(dim=-1)
+
+
+def _scale(lens: Lens, stream: Float[Tensor, "texts d_model"]) -> float:
+    rows = stream.float()
+    if lens.centres:
+        rows = rows - rows.mean(dim=-1, keepdim=True)
+    return float(rows.square().mean(dim=-1).sqrt().mean())
