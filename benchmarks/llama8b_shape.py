@@ -188,7 +188,7 @@ def _export(folder: Path, repeats: int) -> pd.DataFrame:
         _COPY: copied,
         "copy of that shard, flushed to the disk": synced,
         "SHA-256 of that shard, one core": lambda: sha256_file(slot.tensor.file),
-        "export, one shard touched": lambda: export(patch, folder, target),
+        "export, one shard touched": lambda: export(patch, folder, target, link=True),
     }
     seconds = interleaved(cases, repeats, before=before)
     names = [file.name for file in weight_files(target)]

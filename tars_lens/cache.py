@@ -23,6 +23,8 @@ Advance = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and of how much."""
 
 MANIFEST = "manifest.json"
+FORMAT = 2
+"""Of manifests; raised when what is kept is checked for more, so that it is made again."""
 
 
 def silent(_what: str, _done: int, _total: int) -> None:
@@ -112,15 +114,16 @@ def check_space(needed: int, what: str) -> None:
 def write_manifest(folder: Path, **values: Any) -> None:
     """Writes what `folder` holds: the size of every file in it, and `values` beside them."""
     sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()}
-    write_json(folder / MANIFEST, {"format": 1, **values, "files": sizes})
+    write_json(folder / MANIFEST, {"format": FORMAT, **values, "files": sizes})
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder whose files all have the sizes that it gives, else `None`."""
+    """The manifest of a folder of this format whose files have the sizes it gives, else `None`."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         sizes = manifest["files"].items()
-        whole = all((folder / name).stat().st_size == size for name, size in sizes)
+        whole = manifest["format"] == FORMAT
+        whole &= all((folder / name).stat().st_size == size for name, size in sizes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return manifest if whole else None

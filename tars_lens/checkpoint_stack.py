@@ -218,7 +218,7 @@ def _rebuild(
     undo = before[::-1]  # of a shared row the first patch knows the base's, and so comes last
     places = {place for patch in (*before, *after) for place in patch.edits}
     with whole_folder(out) as folder:
-        copy_checkpoint(source, folder, {there[place].tensor.file for place in places})
+        copy_checkpoint(source, folder)
         slots = checkpoint_slots(folder)
         for place in places:
             for rows in (patch.edits[place] for patch in undo if place in patch.edits):

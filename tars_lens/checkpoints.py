@@ -1,7 +1,6 @@
 """A model's name to a local Hugging Face folder: fetched, verified, converted once, cached."""
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +15,12 @@ from tars_lens.catalogue import BUILT_IN, BuiltIn
 from tars_lens.errors import TarsError, unknown
 from tars_lens.fetching import fetch
 from tars_lens.files import sha256_file, user_path
+from tars_lens.folders import ALSO, WEIGHTS, read_config, weight_files
 
 JOURNAL = "tars_lens_journal.safetensors"
 """What a write to a checkpoint's own files keeps in its folder until it is done."""
 
-_WEIGHTS = "model.safetensors"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_ALSO = "A hub id (owner/name), a folder with config.json and safetensors, or a .gguf works too."
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def resolve(
             from tars_lens.hub import snapshot
 
             return from_folder(snapshot(given), tell, name=given)
-    raise unknown("model", given, BUILT_IN, _ALSO)
+    raise unknown("model", given, BUILT_IN, ALSO)
 
 
 def locate(name: str | Path, *, progress: bool = True, advance: Advance | None = None) -> Path:
@@ -80,7 +78,7 @@ def locate(name: str | Path, *, progress: bool = True, advance: Advance | None =
     """
     path = user_path(name)
     if str(name) not in BUILT_IN and path.is_dir():
-        _check_config(path)
+        read_config(path)
         _recover(path)
         return path
     return resolve(name, progress=progress, advance=advance).folder
@@ -92,15 +90,10 @@ def from_folder(folder: Path, advance: Advance | None = None, *, name: str = "")
     Raises:
         TarsError: No config or safetensors, a truncated file, or packed weights.
     """
-    _check_config(folder)
+    read_config(folder)
     _recover(folder)
-    from tars_lens.layout import stored_tensors, weight_files  # with torch, so late
+    from tars_lens.layout import stored_tensors  # with torch, so late
 
-    if not (folder / _WEIGHTS).is_file() and any(folder.glob("*.bin")):
-        raise TarsError(
-            f"{str(folder)!r} holds its weights as .bin, a pickle, which runs code when it is "
-            "read. Use the safetensors version of the model, or save it as one."
-        )
     stored_tensors(folder)
     hashes = {file.name: cache.file_sha256(file, advance) for file in weight_files(folder)}
     if len(hashes) == 1:
@@ -157,10 +150,10 @@ def _built_in(model: BuiltIn, advance: Advance) -> Checkpoint:
 
 def _gguf(file: Path, advance: Advance) -> Checkpoint:
     if not file.is_file():
-        raise TarsError(f"there is no file {str(file)!r}. {_ALSO}")
+        raise TarsError(f"there is no file {str(file)!r}. {ALSO}")
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
-            raise TarsError(f"{str(file)!r} is not a GGUF file. {_ALSO}")
+            raise TarsError(f"{str(file)!r} is not a GGUF file. {ALSO}")
     source = cache.file_sha256(file, advance)
 
     def obtain(_folder: Path) -> Path:
@@ -191,7 +184,7 @@ def _converted(
             convert(file, partial)
             if file.parent == partial:
                 file.unlink()
-            digest = sha256_file(partial / _WEIGHTS)
+            digest = sha256_file(partial / WEIGHTS)
             versions = {name: version(name) for name in ("torch", "transformers", "safetensors")}
             cache.write_manifest(
                 partial,
@@ -200,7 +193,7 @@ def _converted(
                 licence=licence,
                 versions=versions,
             )
-        cache.remember_sha256(folder / _WEIGHTS, digest)
+        cache.remember_sha256(folder / WEIGHTS, digest)
         advance(f"converting {key}, once", 1, 1)
     return folder, digest
 
@@ -210,27 +203,9 @@ def _intact(folder: Path, source: str, advance: Advance) -> str:
     manifest = cache.read_manifest(folder)
     if manifest is None or manifest.get("source_sha256") != source:
         return ""
-    digest = cache.file_sha256(folder / _WEIGHTS, advance)
+    digest = cache.file_sha256(folder / WEIGHTS, advance)
     return digest if digest == manifest.get("weights_sha256") else ""
 
 
 def _place(key: str) -> Path:
     return cache.cache_folder() / "models" / key
-
-
-def _check_config(folder: Path) -> None:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise TarsError(f"{str(folder)!r} has no config.json. {_ALSO}")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        packed, kind = config.get("quantization_config"), config.get("model_type", "")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise TarsError(f"cannot read {str(file)!r}: {error}. Download it again.") from error
-    if not isinstance(kind, str):
-        raise TarsError(f"{str(file)!r} has a 'model_type' that is no text. Download it again.")
-    if packed:
-        raise TarsError(
-            f"{str(folder)!r} has packed (quantised) weights, which can't be edited in place. Use "
-            "the unquantised checkpoint of the same model, or a .gguf file, which is unpacked."
-        )

@@ -121,15 +121,16 @@ def export(
     out: NewFolder = None,
     model: Base = "smollm2-135m",
     in_place: InPlace = False,
-    copy: Annotated[
-        bool, typer.Option("--copy", help="Copy the untouched weight files too; link none.")
+    link: Annotated[
+        bool, typer.Option("--link", help="Hard-link weight files that hold no edited vector.")
     ] = False,
     force: Force = False,
 ) -> None:
     """Write a plain Hugging Face folder with the patches put in, with no model in memory.
 
-    Weight files that hold no edited row are shared with the base where the disk can (a clone, else
-    a hard link). With --in-place the base's own files are edited; `patch revert` takes it back.
+    Files are cloned where the disk can, else copied. With --link, untouched weight files take no
+    space, but whatever writes to one changes the base's too. With --in-place the base's own files
+    are edited; `patch revert` takes it back.
     """
     _one_of(out, in_place)
     from tars_lens.checkpoints import resolve
@@ -140,7 +141,7 @@ def export(
     if out is None:
         _export_in_place(patches, model, force)
         return
-    write(patches, resolve(model).folder, out, force=force, link=not copy)
+    write(patches, resolve(model).folder, out, force=force, link=link)
     typer.echo(f"written: {out} (AutoModelForCausalLM.from_pretrained({str(out)!r}))")
 
 

@@ -1,5 +1,6 @@
 """A GGUF file to a Hugging Face folder of plain float32 safetensors, compared tensor by tensor."""
 
+import json
 import logging
 import os
 import shutil
@@ -10,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from tars_lens.errors import TarsError
+from tars_lens.files import write_json
+from tars_lens.gguf_checks import check_model, read_header
 
 logger = logging.getLogger(__name__)
 
@@ -34,23 +36,17 @@ def dequantised_bytes(file: Path) -> int:
     """The size that a GGUF file's weights have in float32; reads its header alone.
 
     Raises:
-        TarsError: It isn't a GGUF file, or it is cut short.
+        TarsError: It isn't a GGUF file, it is cut short, or it is no model by itself.
     """
-    try:
-        tensors = gguf.GGUFReader(file).tensors
-    except Exception as error:  # the reader checks little, so a bad file fails in any way
-        raise TarsError(
-            f"{str(file)!r} is not a whole GGUF file ({error}): download it again."
-        ) from error
-    return 4 * sum(int(tensor.n_elements) for tensor in tensors)
+    return 4 * sum(int(tensor.n_elements) for tensor in read_header(file).tensors)
 
 
 def convert(file: Path, folder: Path) -> None:
     """Writes the model and tokenizer of a GGUF file to `folder`, and proves what was written.
 
     Raises:
-        TarsError: transformers can't read the file's architecture, or what was written isn't the
-            model that was read.
+        TarsError: transformers can't read the file's architecture, the model that it makes isn't
+            the file's, or what was written isn't the model that was read.
     """
     with quiet_transformers(), _without_bar():
         model, tokenizer = _read(file, folder)
@@ -66,6 +62,7 @@ def convert(file: Path, folder: Path) -> None:
         tokenizer.init_kwargs.pop("is_local", None)  # where it was made is nobody's concern
         tokenizer.init_kwargs.pop("local_files_only", None)
         tokenizer.save_pretrained(folder)
+        _for_older_loaders(folder)
         (folder / "model.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
         _check_weights(model, folder)
         _check_tokenizer(tokenizer, folder)
@@ -103,6 +100,7 @@ def _without_bar() -> Iterator[None]:
 
 
 def _read(file: Path, folder: Path) -> tuple[Any, Any]:
+    header = read_header(file)
     # by itself in a folder, under a plain name: configs beside the user's file are not for it
     alone = folder / "gguf"
     alone.mkdir()
@@ -111,13 +109,15 @@ def _read(file: Path, folder: Path) -> tuple[Any, Any]:
         os.symlink(file.resolve(), link)
     except OSError:
         shutil.copyfile(file, link)
+    loader: Any = AutoModelForCausalLM  # whose annotations know nothing of the loading info
     options = {"gguf_file": link.name, "local_files_only": True}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = loader.from_pretrained(
             alone,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
             trust_remote_code=False,
+            output_loading_info=True,
             **options,
         )
         tokenizer = AutoTokenizer.from_pretrained(alone, **options)
@@ -128,7 +128,34 @@ def _read(file: Path, folder: Path) -> tuple[Any, Any]:
         ) from error
     finally:
         shutil.rmtree(alone)
+    check_model(file, header, model, found)
     return model.eval(), tokenizer
+
+
+def _for_older_loaders(folder: Path) -> None:
+    """Says what transformers 4 looks for elsewhere, and what stands on it: vLLM, llama.cpp.
+
+    It would take its own default for a rope that isn't given at the top of the config, without a
+    word, and has no class of a tokenizer that version 5 names.
+    """
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or {}
+    whole, sliding = rope.get("full_attention", rope), rope.get("sliding_attention", {})
+    older = {
+        "rope_theta": whole.get("rope_theta"),
+        "rope_local_base_freq": sliding.get("rope_theta"),
+        "partial_rotary_factor": whole.get("partial_rotary_factor"),
+    }
+    config |= {key: value for key, value in older.items() if value is not None}
+    write_json(file, config)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # a name that both versions know
+    if isinstance(special := config.get("extra_special_tokens"), list):
+        del config["extra_special_tokens"]
+        config["additional_special_tokens"] = special
+    write_json(file, config)
 
 
 def _check_weights(model: Any, folder: Path) -> None:

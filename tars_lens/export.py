@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tars_lens.checkpoints import from_folder
 from tars_lens.errors import TarsError
-from tars_lens.folders import copy_checkpoint, whole_folder
+from tars_lens.folders import copy_checkpoint, weight_files, whole_folder
 from tars_lens.layout import Slot, StoredTensor, checkpoint_slots, stored_tensors
 from tars_lens.patch import Patch, PatchRows
-from tars_lens.verification import Verification, planned_rows
+from tars_lens.verification import Verification, base_changed, planned_rows
 from tars_lens.weights import Place
 
 logger = logging.getLogger(__name__)
@@ -28,22 +29,22 @@ def export(
     out: Path | str,
     *,
     force: bool = False,
-    link: bool = True,
+    link: bool = False,
 ) -> Path:
     """Copies an HF checkpoint with patches put in: a folder for `from_pretrained`.
 
-    The weight files that hold an edited row are copied and the rows written over in place, so that
-    memory holds one matrix at a time, whatever the model's size. The base is proven by hash; what
-    was written is read back and compared with the base's bits. The folder appears whole or not at
-    all, and reaches the disk in the system's own time, as any copy does.
+    The files are cloned where the disk can, else copied, and the rows written over in place, so
+    that memory holds one matrix at a time, whatever the model's size. The base is proven by hash;
+    what was written is read back and compared with the base's bits. The folder appears whole or not
+    at all, and reaches the disk in the system's own time, as any copy does.
 
     Args:
         patches: One patch, or several; the later wins a shared row.
         source: The checkpoint's folder (safetensors).
         out: The new folder; it mustn't hold anything yet.
         force: Write even where the checkpoint isn't the base that a patch was made for.
-        link: Share the other weight files with the source where the disk can: by a clone, else by
-            a hard link, through which a program that writes to one file would change the other.
+        link: Make the weight files that hold no edited row hard links to the source's. They take
+            no space, but a program that writes to such a file changes the source's with it.
 
     Returns:
         The new folder.
@@ -60,7 +61,7 @@ def export(
     touched = {place for patch in chosen for place in patch.edits}
     files = {slots[place].tensor.file for place in touched}
     with whole_folder(out) as folder:
-        copy_checkpoint(source, folder, files if link else None)
+        copy_checkpoint(source, folder, set(weight_files(source)) - files if link else ())
         copied = checkpoint_slots(folder)
         for patch in chosen:
             for place, rows in patch.edits.items():
@@ -76,7 +77,9 @@ def verify_checkpoint(
 ) -> Verification:
     """Compares an edited checkpoint with its base, tensor by tensor and bit by bit.
 
-    `restored_identical` says that the patches' old rows, put back, give the base's tensors.
+    `restored_identical` says that the patches' old rows, put back, give the base's tensors, and
+    that the base is the one that the patches were made on. Where the two share files, a change
+    shows in both, and so in the base's hash alone.
 
     Raises:
         TarsError: A folder that isn't a checkpoint, or patches for another layout.
@@ -98,7 +101,19 @@ def verify_checkpoint(
             continue
         count, alone, back = _compare(before[key], after[key], slots, chosen)
         changed, others, restored = changed + count, others and alone, restored and back
-    return Verification(changed, planned_rows(chosen), others, others and restored)
+    restored &= others and not (
+        _shared(source, edited) and base_changed(chosen, from_folder(Path(source)).sha256)
+    )
+    return Verification(changed, planned_rows(chosen), others, restored)
+
+
+def _shared(source: Path | str, edited: Path | str) -> bool:
+    """Whether any weight file of two checkpoints is one file under two names."""
+    ours, theirs = (
+        {(status.st_dev, status.st_ino) for status in map(Path.stat, weight_files(folder))}
+        for folder in (source, edited)
+    )
+    return not ours.isdisjoint(theirs)
 
 
 def _check(patch: Patch, slots: dict[Place, Slot], source: Path, force: bool) -> None:

@@ -7,9 +7,12 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from tars_lens.catalogue import BUILT_IN
 from tars_lens.errors import TarsError, unknown
+from tars_lens.folders import WEIGHTS, weight_files, weight_names
 
-_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 _NOT = ["*/*"]  # other formats of the same weights stand in subfolders
+_TEMPLATES = "additional_chat_templates/*.jinja"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def snapshot(name: str) -> Path:
@@ -22,7 +25,7 @@ def snapshot(name: str) -> Path:
     if cached is not None:
         return cached
     try:
-        return Path(snapshot_download(name, allow_patterns=_FILES, ignore_patterns=_NOT))
+        return _fetched(name)
     except GatedRepoError as error:
         raise TarsError(
             f"the hub gives {name!r} only to those who accepted its terms: accept them on its "
@@ -43,15 +46,31 @@ def snapshot(name: str) -> Path:
         ) from error
 
 
+def _fetched(name: str) -> Path:
+    """What is small first, and then the weights that its index names, and no others.
+
+    Many repositories hold the same weights twice (`consolidated.safetensors`).
+    """
+    folder = Path(snapshot_download(name, allow_patterns=_FILES, ignore_patterns=_NOT))
+    if _is_whole(folder):
+        return folder
+    wanted = [*(weight_names(folder) or [WEIGHTS]), _TEMPLATES]
+    return Path(snapshot_download(name, allow_patterns=wanted, revision=folder.name))
+
+
 def _cached(name: str) -> Path | None:
     try:
-        folder = Path(
-            snapshot_download(
-                name, allow_patterns=_FILES, ignore_patterns=_NOT, local_files_only=True
-            )
-        )
+        folder = Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError):
         return None
-    # an interrupted download leaves a snapshot without its weights
-    whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-    return folder if whole else None
+    return folder if _is_whole(folder) else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether nothing is missing: an interrupted download leaves a snapshot without some files."""
+    try:
+        weight_files(folder)
+    except TarsError:
+        return False
+    names = {file.name for file in folder.iterdir()}
+    return "config.json" in names and not names.isdisjoint(_TOKENIZERS)

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from tars_lens.errors import TarsError
+from tars_lens.folders import read_config
+from tars_lens.folders import weight_files as weight_files
 from tars_lens.lens import Role
 from tars_lens.weights import Place
 
@@ -28,9 +30,10 @@ _SIZES = {
 }
 """Bytes of a value; the formats below a byte are left out."""
 _MLP = re.compile(
-    r"(?:^|\.)(?:layers|h)\.([0-9]{1,6})\."
-    r"(?:(?:mlp\.)?(gate_proj|up_proj|down_proj|gate_up_proj|dense_h_to_4h|dense_4h_to_h|fc1|fc2)"
-    r"|mlp\.(c_fc|c_proj))\.weight$"  # GPT-2's attention has a c_proj as well
+    r"(?:^|\.)(?:layers|h|blocks)\.([0-9]{1,6})\."
+    r"(?:(?:(?:mlp|ffn|feed_forward)\.)?"
+    r"(gate_proj|up_proj|down_proj|gate_up_proj|dense_h_to_4h|dense_4h_to_h|fc1|fc2|fc_in|fc_out)"
+    r"|mlp\.(c_fc|c_proj)|feed_forward\.(w[123]))\.weight$"  # an attention may have a c_proj too
 )
 _OTHER_TOWER = re.compile(r"vision|visual|audio|image", re.IGNORECASE)
 _CONV1D = {"gpt2", "openai-gpt"}  # store [in, out] where all others store [out, in]
@@ -44,6 +47,11 @@ _ROLES: dict[str, Role] = {
     "dense_4h_to_h": "out",
     "fc1": "in",
     "fc2": "out",
+    "fc_in": "in",
+    "fc_out": "out",
+    "w1": "gate",
+    "w3": "in",
+    "w2": "out",
 }
 
 
@@ -131,16 +139,20 @@ def checkpoint_slots(folder: Path | str) -> dict[Place, Slot]:
     Raises:
         TarsError: Not an HF checkpoint in safetensors, or not of a dense MLP in plain floats.
     """
-    conv1d = _config(Path(folder)).get("model_type") in _CONV1D
-    slots: dict[Place, Slot] = {}
+    conv1d = read_config(Path(folder)).get("model_type") in _CONV1D
+    stacks: dict[str, dict[Place, Slot]] = {}
     for tensor in stored_tensors(folder).values():
-        for place, slot in _slots(tensor, conv1d):
-            if place in slots:
-                raise TarsError(
-                    f"{str(folder)!r} has two MLPs for layer {place[0]}: {tensor.key!r} and "
-                    f"{slots[place].tensor.key!r}. Export the language model alone, then edit it."
-                )
-            slots[place] = slot
+        for stack, place, slot in _slots(tensor, conv1d):
+            stacks.setdefault(stack, {})[place] = slot
+    # blocks that predict further tokens, or that draft, are fewer than the model's own
+    slots, *others = sorted(stacks.values(), key=len, reverse=True) or [{}]
+    if others and len(others[0]) == len(slots):
+        place = min(slots.keys() & others[0].keys(), default=min(slots))
+        both = " and ".join(repr(s[place].tensor.key) for s in (slots, others[0]) if place in s)
+        raise TarsError(
+            f"{str(folder)!r} has two MLPs for layer {place[0]}: {both}. Export the language "
+            "model alone, then edit it."
+        )
     if not slots:
         raise TarsError(
             f"{str(folder)!r} holds no plain MLP weights (a mixture of experts, or quantised?). "
@@ -160,65 +172,6 @@ def stored_tensors(folder: Path | str) -> dict[str, StoredTensor]:
         TarsError: No safetensors weights, or a file that isn't whole.
     """
     return {t.key: t for file in weight_files(folder) for t in _file_tensors(file)}
-
-
-def weight_files(folder: Path | str) -> list[Path]:
-    """The safetensors files that `from_pretrained` would read.
-
-    Raises:
-        TarsError: There are none, or the index names one that isn't there.
-    """
-    folder = Path(folder)
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        raise TarsError(
-            f"{str(folder)!r} has neither {single.name} nor {index.name}. Save the model there "
-            "with save_pretrained (safetensors is its default)."
-        )
-    table = _json(index).get("weight_map")
-    if not (isinstance(table, dict) and table and all(isinstance(v, str) for v in table.values())):
-        raise TarsError(
-            f"{str(index)!r} has no 'weight_map' from tensors to files: download it again."
-        )
-    names = sorted(set(table.values()))
-    for name in names:
-        if Path(name).name != name or not _is_file(folder / name):
-            raise TarsError(f"{str(index)!r} names {name!r}, which isn't there: download it again.")
-    return [folder / name for name in names]
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or no name at all
-        return False
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise TarsError(f"{str(folder)!r} is not a Hugging Face checkpoint: it has no config.json.")
-    config = _json(file)
-    if config.get("quantization_config"):
-        raise TarsError(
-            f"{str(folder)!r} has packed (quantised) weights, which can't be edited in place. Use "
-            "the unquantised checkpoint of the same model."
-        )
-    if not isinstance(config.get("model_type", ""), str):
-        raise TarsError(f"{str(file)!r} has a 'model_type' that is no text: download it again.")
-    return config
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise TarsError(f"cannot read {str(file)!r}: {error}.") from error
-    if not isinstance(value, dict):
-        raise TarsError(f"{str(file)!r} is not a JSON table: download it again.")
-    return value
 
 
 def _file_tensors(file: Path) -> Iterator[StoredTensor]:
@@ -256,17 +209,19 @@ def _stored(file: Path, key: str, entry: dict[str, Any], data: int, size: int) -
     return StoredTensor(file, key, dtype, tuple(shape), data + start, nbytes)
 
 
-def _slots(tensor: StoredTensor, conv1d: bool) -> Iterator[tuple[Place, Slot]]:
+def _slots(tensor: StoredTensor, conv1d: bool) -> Iterator[tuple[str, Place, Slot]]:
+    """What a tensor holds, and the name of the stack of blocks that it belongs to."""
     found = _MLP.search(tensor.key)
     if found is None or _OTHER_TOWER.search(tensor.key):
         return
-    layer, name = int(found[1]), found[2] or found[3]
+    stack, layer = tensor.key[: found.start(1)], int(found[1])
+    name = found[2] or found[3] or found[4]
     if name == "gate_up_proj":
-        yield (layer, "gate"), Slot(tensor, 0, False)
-        yield (layer, "in"), Slot(tensor, 1, False)
+        yield stack, (layer, "gate"), Slot(tensor, 0, False)
+        yield stack, (layer, "in"), Slot(tensor, 1, False)
         return
     role = _ROLES[name]
-    yield (layer, role), Slot(tensor, None, (role == "out") != conv1d)
+    yield stack, (layer, role), Slot(tensor, None, (role == "out") != conv1d)
 
 
 def _check_plain(folder: Path | str, tensor: StoredTensor) -> None:

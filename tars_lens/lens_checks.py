@@ -107,7 +107,8 @@ def _check_read_out(model: Any) -> None:
     """Refuses logits that are more than the final norm, the unembedding and a soft cap."""
     norm, rows = submodule(model, "ln_final"), weight(submodule(model, "unembed"), "W_U")
     width = model.blocks[0].mlp.W_out.shape[1]
-    if norm is None or rows is None or rows.shape[0] != width:
+    empty = norm is None or getattr(norm, "original_component", norm) is None  # a post-norm OPT's
+    if empty or rows is None or rows.shape[0] != width:
         raise TarsError(
             "the model's logits aren't made by a final norm and an unembedding as wide as its "
             f"stream ({width}), so they can't be read after every layer. Choose another model."

@@ -1,13 +1,17 @@
 """A model's name to a `Lens`: loaded, wrapped by TransformerLens, ready to be edited."""
 
 import gc
+import logging
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -15,11 +19,20 @@ from tars_lens.cache import Advance
 from tars_lens.checkpoints import Checkpoint, resolve
 from tars_lens.conversion import quiet_transformers
 from tars_lens.errors import TarsError
-from tars_lens.layout import stored_tensors
+from tars_lens.layout import Slot, checkpoint_slots, stored_tensors
 from tars_lens.lens import Lens
 from tars_lens.machines import free_bytes
 from tars_lens.placement import DeviceMap, check_map, check_present
+from tars_lens.spelling import Spelling
+from tars_lens.weights import Place
 
+logger = logging.getLogger(__name__)
+
+_CONSTANTS = re.compile(
+    r"(^|\.)(masked_bias|causal_mask|attn(\.attention)?\.bias|(cos|sin)_cached|inv_freq"
+    r"|position_ids|embed_positions\.weights)$"
+)
+"""Masks and tables that older checkpoints hold, and a model makes by itself."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -37,7 +50,8 @@ def load(
     Args:
         name_or_path: A built-in name, a folder, a `.gguf` file, or a hub id.
         device: Where the weights go.
-        dtype: `float32`, `bfloat16` or `float16`; `auto` is the checkpoint's own.
+        dtype: `float32`, `bfloat16` or `float16`; `auto` is that of the checkpoint's files, and the
+            only one in which a patch can be made that fits them.
         device_map: In place of `device`, which layers go on which GPU, as accelerate has it;
             `auto` spreads them over all GPUs. Weights that it would keep on the processor or on
             disk between their uses on a GPU can't be edited, and are refused.
@@ -51,14 +65,19 @@ def load(
     kind, place = _dtype(dtype), _device(device)
     check_map(device_map, str(name_or_path))
     checkpoint = resolve(name_or_path, progress=progress, advance=advance)
+    slots = checkpoint_slots(checkpoint.folder)
+    kind = _settled(kind, checkpoint, slots)
     if device_map is None:
         check_room(checkpoint, kind, place)
     with quiet_transformers(), _without_collector():
+        tokenizer = _tokenizer(checkpoint)
+        Spelling(tokenizer)  # refuses one that can't be used before the weights are read
         model = _model(checkpoint, kind, device_map)
         model = model.to(place) if device_map is None else model
-        tokenizer = _tokenizer(checkpoint)
         bridge = _boot(checkpoint, model, tokenizer)
-    return Lens(bridge, tokenizer, name=checkpoint.name, sha256=checkpoint.sha256)
+    lens = Lens(bridge, tokenizer, name=checkpoint.name, sha256=checkpoint.sha256)
+    _check_slots(lens, checkpoint, slots)
+    return lens
 
 
 @contextmanager
@@ -77,22 +96,19 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def check_room(checkpoint: Checkpoint, dtype: Any, device: torch.device) -> None:
+def check_room(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
     """Refuses a model that is larger than the memory that is free.
 
     Args:
         checkpoint: The model on disk.
-        dtype: Of its weights once loaded, or `auto`.
+        dtype: Of its weights once loaded.
         device: Where they are to go.
 
     Raises:
         TarsError: What is needed, what there is, and what would help.
     """
     stored = stored_tensors(checkpoint.folder).values()
-    size = sum(
-        tensor.nbytes if dtype == "auto" else math.prod(tensor.shape) * dtype.itemsize
-        for tensor in stored
-    )
+    size = sum(math.prod(tensor.shape) * dtype.itemsize for tensor in stored)
     free = free_bytes(device)
     if size > free:
         raise TarsError(
@@ -127,8 +143,74 @@ def _model(checkpoint: Checkpoint, dtype: Any, device_map: Any = None) -> Any:
             f"the weights in {str(checkpoint.folder)!r} lack {len(missing)} tensors that its "
             f"config.json asks for ({missing[0]}, ...): download or export the model again."
         )
+    unused = sorted(key for key in found["unexpected_keys"] if _is_of(model, key))
+    if unused:
+        raise TarsError(
+            f"the weights in {str(checkpoint.folder)!r} have {len(unused)} tensors of which its "
+            f"config.json makes nothing ({unused[0]}, ...), so the model would be another one than "
+            "the file's: put the config right, or download or export the model again."
+        )
     check_present(model, checkpoint.name)
     return model
+
+
+def _is_of(model: Any, key: str) -> bool:
+    """Whether a tensor belongs to a part that the model has, such as a bias of its attention.
+
+    What stands beside all of its parts (a head for values, blocks that predict further tokens) is
+    no part of the language model.
+    """
+    if _CONSTANTS.search(key):
+        return False
+    base = model.base_model_prefix
+    filled = {name for name, part in model.named_modules() if any(True for _ in part.parameters())}
+    parts = filled | {name.removeprefix(f"{base}.") for name in filled}  # it may be saved without
+    steps = key.split(".")[:-1]
+    above = {".".join(steps[:end]) for end in range(1, len(steps) + 1)}
+    return not (parts - {base}).isdisjoint(above)
+
+
+def _settled(
+    dtype: torch.dtype | None, checkpoint: Checkpoint, slots: dict[Place, Slot]
+) -> torch.dtype:
+    """The dtype that was asked for, else that of the vectors on disk, whatever the config says."""
+    stored = sorted({slot.dtype for slot in slots.values()}, key=str)
+    names = ", ".join(map(str, stored))
+    if dtype is None and len(stored) > 1:
+        raise TarsError(
+            f"the MLP weights in {str(checkpoint.folder)!r} are of several dtypes ({names}), and a "
+            "model is loaded in one: save it in one, or choose a dtype to look at it."
+        )
+    if dtype is not None and [dtype] != stored:
+        logger.warning(
+            "%s is loaded as %s and stored as %s: a patch that is made so goes into its files with "
+            "--force alone. dtype='auto' is that of the files.",
+            *(checkpoint.name, dtype, names),
+        )
+    return dtype or stored[0]
+
+
+def _check_slots(lens: Lens, checkpoint: Checkpoint, slots: dict[Place, Slot]) -> None:
+    """Refuses a model whose vectors couldn't be written back to where its files keep them."""
+    for place in ((layer, role) for layer in range(lens.n_layers) for role in lens.roles):
+        slot, vectors = slots.get(place), lens.vectors(*place)
+        if slot is None or slot.shape != vectors.shape or not _begins_so(slot, vectors):
+            where = "nowhere" if slot is None else f"otherwise, as {slot.tensor.key!r},"
+            raise TarsError(
+                f"{checkpoint.name} can't be edited: its files keep the vectors of layer "
+                f"{place[0]}, role {place[1]!r}, {where} in {str(checkpoint.folder)!r}, so they "
+                "couldn't be written back. Choose a model whose MLPs are stored one by one."
+            )
+
+
+def _begins_so(slot: Slot, vectors: Float[Tensor, "d_mlp d_model"]) -> bool:
+    """Whether a matrix on disk begins and ends with the numbers of one in the model."""
+    ends, whole = [0, -1], slot.view(slot.tensor.bits())
+    cells, ours = (
+        (whole[:, ends], vectors[:, ends]) if slot.transposed else (whole[ends], vectors[ends])
+    )
+    stored = torch.from_numpy(cells.copy(order="C")).view(slot.dtype).to(vectors.dtype)
+    return bool(torch.isclose(stored, ours.cpu(), rtol=0, atol=0, equal_nan=True).all())
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:
@@ -170,8 +252,11 @@ def _boot(checkpoint: Checkpoint, model: Any, tokenizer: Any) -> TransformerBrid
         tokenizer.init_kwargs.update(said)
 
 
-def _dtype(given: str | torch.dtype) -> Any:
-    if given == "auto" or given in _DTYPES.values():
+def _dtype(given: str | torch.dtype) -> torch.dtype | None:
+    """The dtype that was asked for, or `None` for that of the files."""
+    if given == "auto":
+        return None
+    if isinstance(given, torch.dtype) and given in _DTYPES.values():
         return given
     if given not in _DTYPES:
         allowed = ", ".join(("auto", *_DTYPES))

@@ -57,6 +57,7 @@ class Patch:
         versions: The packages that made it.
         figures: What was measured on it.
         label: What messages call the patch.
+        weights_sha256: The hash of the base's weight files (`Checkpoint.sha256`), where known.
     """
 
     edits: dict[Place, PatchRows]
@@ -68,6 +69,7 @@ class Patch:
     versions: dict[str, str] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     label: str = "patch"
+    weights_sha256: str = ""
 
     @classmethod
     def build(
@@ -118,6 +120,7 @@ class Patch:
             versions=package_versions(),
             figures=_plain("figures", dict(figures or {})),
             label=label or " + ".join(str(card["name"]) for card in cards) or "patch",
+            weights_sha256=lens.sha256,
         )
 
     @property

@@ -32,6 +32,8 @@ _FIELDS: dict[str, type] = {
     "figures": dict,
 }
 
+_FILES = "weights_sha256"  # which patches of earlier versions don't have
+
 
 def save(patch: Patch, path: Path | str) -> None:
     """Writes a patch; see `Patch.save`."""
@@ -41,6 +43,7 @@ def save(patch: Patch, path: Path | str) -> None:
             tensors[f"{_place(place)}.{part}"] = getattr(rows, part).contiguous()
     header = {name: getattr(patch, name) for name in _FIELDS} | {"format": FORMAT}
     header["base_sha256"] = {_place(k): v for k, v in patch.base_sha256.items()}
+    header |= {_FILES: patch.weights_sha256} if patch.weights_sha256 else {}
     metadata = json.dumps(header, sort_keys=True, ensure_ascii=False, allow_nan=False)
     content = safetensors.torch.save(tensors, {_KEY: metadata})
     with whole_file(path) as temporary:
@@ -92,7 +95,9 @@ def _header(path: Path | str, metadata: str) -> dict[str, Any]:
         _refuse(path, "its metadata key 'concepts' holds what is no concept card")
     if not all(isinstance(text, str) for text in header["versions"].values()):
         _refuse(path, "its metadata key 'versions' holds what is no text")
-    return {name: header[name] for name in _FIELDS}
+    if not isinstance(header.get(_FILES, ""), str):
+        _refuse(path, f"its metadata key {_FILES!r} is no text")
+    return {name: header[name] for name in _FIELDS} | {_FILES: header.get(_FILES, "")}
 
 
 def _check_depth(value: Any, depth: int = 0) -> None:

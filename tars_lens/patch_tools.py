@@ -84,6 +84,7 @@ def merge(patches: Sequence[Patch], *, label: str | None = None) -> Patch:
         seed=first.seed,
         versions=package_versions(),
         label=label or " + ".join(patch.label for patch in patches),
+        weights_sha256=_common([patch.weights_sha256 for patch in patches]),
     )
 
 
@@ -152,6 +153,10 @@ def _check_same_matrix(a: Patch, b: Patch, place: Place) -> None:
 
 def _hash(patches: Sequence[Patch], place: Place) -> str:
     return next(p.base_sha256[place] for p in patches if place in p.edits)
+
+
+def _common(values: Sequence[str]) -> str:
+    return values[0] if len(set(values)) == 1 else ""
 
 
 def _method(patches: Sequence[Patch]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from tars_lens.errors import TarsError
 
 _ANCHOR = "\n"
+_SAMPLE = "a"
 _SHOWN = 20
 
 
@@ -20,19 +21,28 @@ class Spelling:
 
     Args:
         tokenizer: A Hugging Face tokenizer.
+
+    Attributes:
+        bos: The token that the tokenizer puts before each text: its BOS, or nothing.
+
+    Raises:
+        TarsError: The tokenizer puts anything else around a text than its BOS and its EOS.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self.bos = self._before()
 
     def begun(self, text: str) -> list[int]:
-        """The ids of a text that begins, with the BOS that the tokenizer adds by itself, if any.
+        """The ids of a text that begins: the BOS that the tokenizer adds, if any, and its own.
+
+        The EOS that some tokenizers add says that a text has ended, which a prompt hasn't.
 
         Raises:
             TarsError: The text has bytes that aren't UTF-8, or half of a character.
         """
         _check_whole(text)
-        return list(self._tokenizer(text)["input_ids"])
+        return [*self.bos, *self._plain(text)]
 
     def continued(self, text: str) -> list[int]:
         """The ids of a text that continues another: no special tokens.
@@ -49,22 +59,32 @@ class Spelling:
             return self._decode([token])
         return self._decode([*self._anchor, token])[len(self._decode(self._anchor)) :]
 
-    @cached_property
-    def bos(self) -> list[int]:
-        """The tokens that the tokenizer puts before each text: its BOS, or nothing."""
-        whole, plain = self.begun("a"), self._plain("a")
-        lead = len(whole) - len(plain)
-        return whole[:lead] if lead > 0 and whole[lead:] == plain else []
-
-    @cached_property
+    @property
     def begins(self) -> bool:
-        """Whether the tokenizer puts a token of its own around each text."""
-        return self.begun("a") != self._plain("a")
+        """Whether the tokenizer puts a token of its own before each text."""
+        return bool(self.bos)
 
     @cached_property
     def adds_space(self) -> bool:
         """Whether the tokenizer spells a text as if a space stood before it."""
         return self._plain("a") == self._after_anchor(" a")
+
+    def _before(self) -> list[int]:
+        """The BOS that is added, from what is made of a text with and without special tokens."""
+        whole, plain = list(self._tokenizer(_SAMPLE)["input_ids"]), self._plain(_SAMPLE)
+        ends = [[], [getattr(self._tokenizer, "eos_token_id", None)]]
+        for bos in ([], [getattr(self._tokenizer, "bos_token_id", None)]):
+            if not self._plain("") and whole in [[*bos, *plain, *eos] for eos in ends]:
+                return whole[: len(bos)]
+        raise TarsError(
+            f"the tokenizer makes {self._named(whole)} of {_SAMPLE!r}, where BOS, the text's own "
+            f"tokens {self._named(plain)} and EOS are all that is allowed. Take the rest out of "
+            "its post_processor (tokenizer.json), or name its bos_token and eos_token "
+            "(tokenizer_config.json)."
+        )
+
+    def _named(self, ids: list[int]) -> list[str]:
+        return [str(token) for token in self._tokenizer.convert_ids_to_tokens(ids)]
 
     @cached_property
     def _anchor(self) -> list[int]:

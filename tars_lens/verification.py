@@ -1,5 +1,6 @@
 """The proof of an edit: what changed is what was planned, and nothing else did."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -13,6 +14,8 @@ from tars_lens.lens import Lens
 from tars_lens.model_state import flat, model_hashes, model_state, span
 from tars_lens.patch import Patch
 from tars_lens.weights import Place
+
+logger = logging.getLogger(__name__)
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -60,6 +63,7 @@ def verify(lens: Lens, patches: Patch | Sequence[Patch], *, force: bool = False)
         TarsError: A patch that was made for another base.
     """
     chosen = (patches,) if isinstance(patches, Patch) else tuple(patches)
+    base_changed(chosen, lens.sha256)
     for patch in chosen:
         if not stack.is_applied(lens, patch):
             stack.check(lens, patch, force=force)
@@ -77,6 +81,24 @@ def verify(lens: Lens, patches: Patch | Sequence[Patch], *, force: bool = False)
             changed, others = changed + rows, others and alone
         restored = model_hashes(lens.model) == before
     return Verification(changed, planned_rows(chosen), others, restored)
+
+
+def base_changed(patches: Iterable[Patch], sha256: str) -> bool:
+    """Whether a base's weight files are others than a patch was made on; warns where they are.
+
+    Args:
+        patches: The patches; one that doesn't know its base's files says nothing.
+        sha256: The hash of the base's weight files, or `""` where it isn't known.
+    """
+    known = [patch for patch in patches if patch.weights_sha256 and sha256]
+    changed = [patch for patch in known if patch.weights_sha256 != sha256]
+    for patch in changed:
+        logger.warning(
+            "the base's weight files have changed since %s was made on %s (SHA-256 %s then, %s "
+            "now): get the base again.",
+            *(patch.label, patch.base_name, patch.weights_sha256[:12], sha256[:12]),
+        )
+    return bool(changed)
 
 
 def planned_rows(patches: Iterable[Patch]) -> int:

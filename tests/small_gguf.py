@@ -4,6 +4,7 @@ import hashlib
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -12,6 +13,12 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from tars_lens import fetching
 from tars_lens.catalogue import BuiltIn, WheelFile
 
+_KINDS = {
+    str: gguf.GGUFValueType.STRING,
+    int: gguf.GGUFValueType.UINT32,
+    float: gguf.GGUFValueType.FLOAT32,
+    bool: gguf.GGUFValueType.BOOL,
+}
 _PIP = """
 import shutil, sys
 from pathlib import Path
@@ -23,12 +30,25 @@ shutil.copy(wheel, dest)
 """
 
 
-def write_gguf(path: Path, seed: int = 0) -> Path:
-    """Writes two layers of random float32 weights and a byte-level tokenizer."""
+def write_gguf(
+    path: Path,
+    seed: int = 0,
+    *,
+    arch: str = "llama",
+    without: str = "",
+    extra: dict[str, np.ndarray] | None = None,
+    settings: dict[str, Any] | None = None,
+    theta: float = 10_000.0,
+) -> Path:
+    """Writes two layers of random float32 weights and a byte-level tokenizer.
+
+    Tensors whose names begin with `without` are left out, `extra` ones added, and `settings` are
+    further keys: texts, numbers or truth values.
+    """
     rng = np.random.default_rng(seed)
     width, neurons, layers = 32, 48, 2
     tokens = ["<s>", "</s>", *bytes_to_unicode().values(), "he", "ll"]
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(64)
     writer.add_embedding_length(width)
     writer.add_block_count(layers)
@@ -36,13 +56,15 @@ def write_gguf(path: Path, seed: int = 0) -> Path:
     writer.add_head_count(2)
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10_000.0)
+    writer.add_rope_freq_base(theta)
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_merges(["h e", "l l"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
+    for key, value in (settings or {}).items():
+        writer.add_key_value(key, value, _KINDS[type(value)])
     shapes = {"token_embd": (len(tokens), width), "output_norm": (width,)}
     for layer in range(layers):
         squares = ("attn_q", "attn_k", "attn_v", "attn_output")
@@ -52,7 +74,10 @@ def write_gguf(path: Path, seed: int = 0) -> Path:
         shapes[f"blk.{layer}.ffn_down"] = (width, neurons)
     for name, shape in shapes.items():
         values = rng.standard_normal(shape).astype(np.float32) * 0.1
-        writer.add_tensor(f"{name}.weight", values)
+        if not without or not name.startswith(without):
+            writer.add_tensor(f"{name}.weight", values)
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, values.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

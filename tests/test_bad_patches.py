@@ -105,6 +105,7 @@ def test_no_patch_is_made_of_a_base_whose_own_row_is_not_finite(tiny_base, tmp_p
         ({"figures": {"kl": [float("-inf")]}}, "is not JSON .*Out of range"),
         ({"label": "\ud800"}, "is not JSON .*surrogates not allowed"),
         ({"figures": {"\udfff": 1}}, "is not JSON .*surrogates not allowed"),
+        ({"weights_sha256": 1}, "'weights_sha256' is no text"),
         ({"seed": True}, "key 'seed' is missing or no int"),
         ({"format": True}, "has patch format True"),
         ({"base_sha256": {"L" + "1" * 5000 + ".out": "00"}}, "malformed hash"),

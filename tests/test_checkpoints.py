@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections import namedtuple
+from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub
@@ -20,9 +21,10 @@ from tiny import read_checkpoint, save_checkpoint
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from tars_lens import checkpoints, conversion, hub
+from tars_lens import checkpoints, conversion, hub, layout
 from tars_lens.checkpoints import model_table, resolve
 from tars_lens.errors import TarsError
+from tars_lens.folders import weight_files
 from tars_lens.loading import load
 
 _Usage = namedtuple("_Usage", "total used free")
@@ -295,6 +297,53 @@ def test_folders_that_cannot_be_edited_are_refused(tmp_path):
         resolve(tmp_path, progress=False)
 
 
+def _sharded(folder):
+    """The same weights in several files with an index."""
+    model = read_checkpoint(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="10KB")
+    return sorted(file.name for file in folder.glob("model-*.safetensors"))
+
+
+def test_a_folder_is_judged_by_its_index(tmp_path):
+    folder = save_checkpoint(tmp_path / "checkpoint-500", "llama")
+    names = _sharded(folder)
+    for name in ("training_args.bin", "optimizer.pt", "pytorch_model-00001-of-00002.bin"):
+        (folder / name).write_bytes(b"a pickle")
+    (folder / "consolidated.safetensors").write_bytes(b"the same weights, in another layout")
+    assert [file.name for file in weight_files(folder)] == names
+    assert load(folder, progress=False).n_layers == 3
+    (folder / names[1]).unlink()
+    with pytest.raises(TarsError, match=f"names {names[1]!r}, which isn't there"):
+        load(folder, progress=False)
+
+
+def test_an_index_beside_one_file_counts_where_it_names_it(tmp_path):
+    folder = save_checkpoint(tmp_path / "mine", "llama")
+    keys = list(load_file(folder / "model.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    table = dict.fromkeys(keys, "model-00001-of-00001.safetensors")  # of weights that are gone
+    index.write_text(json.dumps({"weight_map": table}))
+    assert [file.name for file in weight_files(folder)] == ["model.safetensors"]
+    save_file({"mtp.norm.weight": torch.ones(16)}, folder / "model_mtp.safetensors")
+    table = dict.fromkeys(keys, "model.safetensors") | {"mtp.norm.weight": "model_mtp.safetensors"}
+    index.write_text(json.dumps({"weight_map": table}))
+    names = ["model.safetensors", "model_mtp.safetensors"]
+    assert [file.name for file in weight_files(folder)] == names
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_folder_with_an_adapter_is_refused(tmp_path, name):
+    folder = save_checkpoint(tmp_path / "mine", "llama")
+    (folder / name).write_text("{}")
+    for use in (resolve, load, checkpoints.locate):
+        with pytest.raises(TarsError, match=f"holds an adapter .{name}.*merge it first"):
+            use(folder, progress=False)
+    (folder / "config.json").unlink()
+    with pytest.raises(TarsError, match="merge it first"):
+        resolve(folder, progress=False)
+
+
 # --- names and the hub -------------------------------------------------------------------------
 
 
@@ -343,6 +392,57 @@ def test_a_download_that_was_cut_short_goes_on(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "snapshot_download", download)
     assert resolve("owner/model", progress=False).folder == folder
     assert asked == [True, False]
+
+
+def _serve(monkeypatch, source, snapshot):
+    """A hub that gives the files of a folder by the patterns that it is asked with."""
+    given = []
+
+    def download(_name, *, allow_patterns=None, ignore_patterns=(), local_files_only=False, **_):
+        if local_files_only and not snapshot.is_dir():
+            raise LocalEntryNotFoundError("not here")
+        for file in [] if local_files_only else sorted(source.rglob("*")):
+            name = file.relative_to(source).as_posix()
+            wanted = any(fnmatch(name, pattern) for pattern in allow_patterns)
+            if file.is_file() and wanted and not any(fnmatch(name, p) for p in ignore_patterns):
+                (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, snapshot / name)
+                given.append(name)
+        return str(snapshot)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    return given
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_the_hub_gives_each_weight_once(monkeypatch, tmp_path, sharded):
+    source = save_checkpoint(tmp_path / "source", "llama")
+    names = _sharded(source) if sharded else ["model.safetensors"]
+    weights = (source / names[0]).read_bytes()
+    for other in ("consolidated", "model.fp16", "onnx/model", "model-00001-of-00001"):
+        (source / other).parent.mkdir(exist_ok=True)
+        (source / f"{other}.safetensors").write_bytes(weights)
+    (source / "pytorch_model.bin").write_bytes(b"a pickle")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ x }}")
+    given = _serve(monkeypatch, source, tmp_path / "snapshot")
+    folder = resolve("owner/model", progress=False).folder
+    assert [name for name in given if name.endswith((".safetensors", ".bin"))] == names
+    assert (folder / "additional_chat_templates" / "tool_use.jinja").is_file()
+    given.clear()
+    assert resolve("owner/model", progress=False).folder == folder and given == []
+
+
+@pytest.mark.parametrize("lost", ["model-00002", "tokenizer.json", "model.safetensors.index.json"])
+def test_what_an_interrupted_download_lacks_is_fetched(monkeypatch, tmp_path, lost):
+    source = save_checkpoint(tmp_path / "source", "llama")
+    _sharded(source)
+    snapshot = shutil.copytree(source, tmp_path / "snapshot")
+    (missing,) = (file for file in snapshot.iterdir() if file.name.startswith(lost))
+    missing.unlink()
+    given = _serve(monkeypatch, source, snapshot)
+    assert load("owner/model", progress=False).n_layers == 3
+    assert missing.name in given
 
 
 def test_the_table_of_models(built_in):
@@ -430,6 +530,69 @@ def test_missing_parts_are_named(tmp_path):
     for file in folder.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(TarsError, match="has no tokenizer that transformers can load"):
+        load(folder, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"), [(torch.float32, "bfloat16"), (torch.bfloat16, "float32")]
+)
+def test_auto_is_the_dtype_of_the_files(tmp_path, caplog, stored, said):
+    folder = save_checkpoint(tmp_path / "mine", "llama", dtype=stored)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": said}))
+    assert load(folder, progress=False).dtype == stored
+    assert not caplog.records
+    load(folder, dtype=said, progress=False)
+    assert "goes into its files with --force alone" in caplog.text
+
+
+def test_vectors_of_several_dtypes_are_refused(tmp_path):
+    folder = save_checkpoint(tmp_path / "mine", "llama")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"].bfloat16()  # no vector of an MLP
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load(folder, progress=False).dtype == torch.float32
+    key = "model.layers.1.mlp.up_proj.weight"
+    weights[key] = weights[key].bfloat16()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TarsError, match=r"several dtypes \(torch.bfloat16, torch.float32\)"):
+        load(folder, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "part"),
+    [
+        ("model.layers.1.self_attn.q_proj.bias", 16, True),
+        ("model.layers.3.input_layernorm.weight", 16, True),
+        ("lm_head.bias", 64, True),
+        ("layers.1.self_attn.q_proj.bias", 16, True),
+        ("v_head.summary.weight", 16, False),
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", 4, False),
+        ("model.layers.0.attn.masked_bias", (), False),
+        ("mtp.layers.0.mlp.down_proj.weight", (16, 24), False),
+    ],
+)
+def test_a_tensor_that_the_config_has_no_place_for_is_refused(tmp_path, key, size, part):
+    folder = save_checkpoint(tmp_path / "mine", "llama")
+    weights = load_file(folder / "model.safetensors") | {key: torch.ones(size)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    if part:
+        with pytest.raises(TarsError, match=f"makes nothing .{key}"):
+            load(folder, progress=False)
+    else:
+        assert load(folder, progress=False).n_layers == 3
+
+
+def test_vectors_that_could_not_be_written_back_are_refused(tmp_path, monkeypatch):
+    folder = save_checkpoint(tmp_path / "mine", "phi3")
+
+    def swapped(tensor, conv1d):  # as though the joint projection began with the in-projection
+        for stack, (layer, role), slot in real(tensor, conv1d):
+            yield stack, (layer, {"gate": "in", "in": "gate"}.get(role, role)), slot
+
+    real = layout._slots
+    monkeypatch.setattr(layout, "_slots", swapped)
+    with pytest.raises(TarsError, match="layer 0, role 'gate', otherwise, as .*gate_up_proj"):
         load(folder, progress=False)
 
 

@@ -5,7 +5,9 @@ import logging
 import shutil
 
 import pytest
+import tiny
 import torch
+import transformers
 from patch_models import boot, random_patch, read_model, save_model
 from safetensors.torch import load_file, save_file
 
@@ -14,10 +16,12 @@ from tars_lens.errors import TarsError
 from tars_lens.export import export, verify_checkpoint
 from tars_lens.files import sha256_file
 from tars_lens.layout import checkpoint_slots, stored_tensors
+from tars_lens.loading import load
 from tars_lens.verification import Verification
 
 ARCHS = ["llama", "gpt2", "phi3", "opt", "neox", "gemma3"]
 DTYPES = [torch.float32, torch.bfloat16]
+_SIZES = {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 64, "vocab_size": 64}
 IDS = torch.tensor([[4, 9, 33, 2, 17], [5, 6, 7, 8, 1]])
 WHERE = {(1, "out"): [5, 3], (2, "in"): [7, 0]}
 
@@ -100,17 +104,141 @@ def test_a_sharded_checkpoint_is_exported_shard_by_shard(tiny_base, patch, tmp_p
     assert len(changed) == 2
 
 
+_BLOCK = "transformer.h.{}.mlp."
+_ATTENTION = {"layer_types": ["full_attention"] * 3}
+OTHERS = {
+    "gptj": (
+        lambda: transformers.GPTJConfig(rotary_dim=4, n_inner=24, **_SIZES),
+        {"in": f"{_BLOCK}fc_in", "out": f"{_BLOCK}fc_out"},
+    ),
+    "codegen": (
+        lambda: transformers.CodeGenConfig(rotary_dim=2, n_inner=24, **{**_SIZES, "n_head": 4}),
+        {"in": f"{_BLOCK}fc_in", "out": f"{_BLOCK}fc_out"},
+    ),
+    "mpt": (
+        lambda: transformers.MptConfig(
+            d_model=16, n_heads=2, n_layers=3, max_seq_len=64, vocab_size=64
+        ),
+        {"in": "transformer.blocks.{}.ffn.up_proj", "out": "transformer.blocks.{}.ffn.down_proj"},
+    ),
+    "lfm2": (
+        lambda: transformers.Lfm2Config(**tiny.COMMON, **_ATTENTION),
+        {
+            role: f"model.layers.{{}}.feed_forward.{name}"
+            for role, name in (("gate", "w1"), ("in", "w3"), ("out", "w2"))
+        },
+    ),
+    "bigcode": (
+        lambda: transformers.GPTBigCodeConfig(n_inner=24, **_SIZES),
+        {"in": f"{_BLOCK}c_fc", "out": f"{_BLOCK}c_proj"},
+    ),
+}
+
+
+@pytest.mark.parametrize("arch", OTHERS)
+@torch.no_grad()
+def test_what_can_be_loaded_can_be_written_back(arch, tmp_path, own_cache, monkeypatch):
+    config, names = OTHERS[arch]
+    monkeypatch.setitem(tiny._CONFIGS, arch, config)
+    source = save_model(tmp_path / "source", arch)
+    lens = load(source, progress=False)
+    assert set(lens.roles) == set(names)
+    patch = random_patch(lens, {(layer, role): [3, 1] for layer in (0, 2) for role in names})
+    reloaded = read_model(export(patch, source, tmp_path / "out"))
+    plain = read_model(source)
+    before = plain(IDS).logits
+    state = plain.state_dict()
+    for (layer, role), rows in patch.edits.items():
+        matrix = state[f"{names[role].format(layer)}.weight"]
+        (matrix.T if role == "out" else matrix)[rows.neurons] = rows.new
+    assert (reloaded(IDS).logits - plain(IDS).logits).abs().max() == 0.0
+    assert not torch.equal(plain(IDS).logits, before)
+
+
+@pytest.mark.parametrize("stack", ["mtp.layers.0.", "nextn.layers.0."])
+def test_blocks_that_predict_further_tokens_are_left_alone(tiny_base, tmp_path, own_cache, stack):
+    source = shutil.copytree(tiny_base[0], tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    first = {k: v.clone() for k, v in tensors.items() if "layers.0." in k}
+    more = {k.replace("model.layers.0.", stack): v for k, v in first.items()}
+    save_file(tensors | more, source / "model.safetensors", metadata={"format": "pt"})
+    patch = random_patch(load(source, progress=False), {(0, "out"): [3]})
+    out = load_file(export(patch, source, tmp_path / "out") / "model.safetensors")
+    assert all(torch.equal(out[key], value) for key, value in more.items())
+    column = out["model.layers.0.mlp.down_proj.weight"][:, 3]
+    assert torch.equal(column, patch.edits[0, "out"].new[0])
+
+
 def test_everything_but_stale_weights_comes_along(tiny_base, patch, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(tiny_base[0], source)
-    (source / "pytorch_model.bin").write_bytes(b"unedited")
-    (source / "original").mkdir()
-    (source / "chat_template.jinja").write_text("{{ x }}")
+    stale = {
+        *("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.safetensors"),
+        *("original/consolidated.00.pth", "onnx/model.onnx", "onnx/model.onnx_data"),
+        *("model-00001-of-00002.safetensors", "model.safetensors.index.json", ".git/objects/ab"),
+    }
+    more = {
+        *("chat_template.jinja", "training_args.bin", "optimizer.pt", ".gitattributes"),
+        *("additional_chat_templates/tool_use.jinja", "original/params.json", "a/b/note.txt"),
+    }
+    for name in stale | more:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("{}")
+    (source / "empty").mkdir()
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
     out = export(patch, source, tmp_path / "new" / "out")
-    left = {file.name for file in source.iterdir()} - {file.name for file in out.iterdir()}
-    assert left == {"pytorch_model.bin", "original"}
-    assert (out / "config.json").read_bytes() == (source / "config.json").read_bytes()
+    files = {f.relative_to(source).as_posix() for f in source.rglob("*") if f.is_file()}
+    assert {f.relative_to(out).as_posix() for f in out.rglob("*") if f.is_file()} == files - stale
+    for name in files - stale - {"model.safetensors"}:
+        assert (out / name).read_bytes() == (source / name).read_bytes()
     assert [file.name for file in out.parent.iterdir()] == ["out"]
+
+
+def test_an_extra_shard_that_the_index_names_comes_along(tiny_base, patch, tmp_path):
+    source = shutil.copytree(tiny_base[0], tmp_path / "source")
+    extra = {"mtp.norm.weight": torch.ones(16)}
+    save_file(extra, source / "model_mtp.safetensors")
+    table = dict.fromkeys(load_file(source / "model.safetensors"), "model.safetensors")
+    index = {"weight_map": table | {"mtp.norm.weight": "model_mtp.safetensors"}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    out = export(patch, source, tmp_path / "out")
+    assert torch.equal(load_file(out / "model_mtp.safetensors")["mtp.norm.weight"], torch.ones(16))
+    assert verify_checkpoint(patch, source, out).ok
+    save_file({"mtp.norm.weight": torch.zeros(16)}, out / "model_mtp.safetensors")
+    assert not verify_checkpoint(patch, source, out).others_identical
+
+
+def test_an_export_into_its_own_source_holds_no_copy_of_itself(tiny_base, patch, tmp_path):
+    source = shutil.copytree(tiny_base[0], tmp_path / "source")
+    out = export(patch, source, source / "edited")
+    assert {file.name for file in out.rglob("*")} == {file.name for file in tiny_base[0].iterdir()}
+
+
+def test_a_write_to_the_export_leaves_the_base_alone_unless_it_is_linked(
+    tiny_base, tmp_path, own_cache, caplog
+):
+    source = tmp_path / "source"
+    read_model(tiny_base[0]).save_pretrained(source, max_shard_size="8KB")
+    for file in tiny_base[0].glob("tokenizer*"):
+        shutil.copy(file, source)
+    patch = random_patch(load(source, progress=False), {(1, "out"): [5]}, label="Saturn")
+    copied = export(patch, source, tmp_path / "copied")
+    linked = export(patch, source, tmp_path / "linked", link=True)
+    names = {file.name for file in source.glob("*.safetensors")}
+    assert {n for n in names if (source / n).samefile(copied / n)} == set()
+    shared = {n for n in names if (source / n).samefile(linked / n)}
+    assert len(shared) == len(names) - 1
+    assert all(verify_checkpoint(patch, source, folder).ok for folder in (copied, linked))
+    assert not caplog.records
+
+    with (linked / min(shared)).open("r+b") as file:  # as a tool does that writes in place
+        file.seek(-4, 2)
+        file.write(b"\1\2\3\4")
+    assert sha256_file(copied / min(shared)) != sha256_file(source / min(shared))
+    assert not verify_checkpoint(patch, source, copied).others_identical
+    assert not verify_checkpoint(patch, source, linked).ok  # though the two are equal
+    assert "files have changed since Saturn was made" in caplog.text
 
 
 def test_the_source_is_not_touched(tiny_base, patch, tmp_path):

@@ -120,7 +120,7 @@ def test_what_was_changed_since_is_not_put_back(base, place, tmp_path):
 def test_a_linked_file_is_copied_before_it_is_edited(base, tmp_path):
     folder, lens, before = base
     patch = random_patch(lens, WHERE)
-    linked = export(random_patch(lens, {(0, "in"): [1]}), folder, tmp_path / "linked")
+    linked = export(random_patch(lens, {(0, "in"): [1]}), folder, tmp_path / "linked", link=True)
     shared = [f for f in linked.glob("*.safetensors") if f.stat().st_nlink == 2]
     assert len(shared) == len(list(linked.glob("*.safetensors"))) - 1
     export_in_place(patch, folder)
@@ -224,11 +224,11 @@ def test_a_killed_export_leaves_the_source_whole_and_its_rest_is_cleared_away(ba
     assert verify_checkpoint(patch, folder, out).ok
 
 
-def test_only_touched_shards_are_copied_and_links_can_be_declined(base, tmp_path, monkeypatch):
+def test_weight_files_are_copied_unless_links_are_asked_for(base, tmp_path, monkeypatch):
     folder, lens, _ = base
     patch = random_patch(lens, {(1, "out"): [5]})
     touched = checkpoint_slots(folder)[1, "out"].tensor.file.name
-    for out, options in (("linked", {}), ("copied", {"link": False})):
+    for out, options in (("linked", {"link": True}), ("copied", {})):
         export(patch, folder, tmp_path / out, **options)
         assert verify_checkpoint(patch, folder, tmp_path / out).ok
         for file in (tmp_path / out).glob("*.safetensors"):
@@ -239,7 +239,7 @@ def test_only_touched_shards_are_copied_and_links_can_be_declined(base, tmp_path
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr("tars_lens.folders.os.link", no_links)
-    export(patch, folder, tmp_path / "elsewhere")
+    export(patch, folder, tmp_path / "elsewhere", link=True)
     assert verify_checkpoint(patch, folder, tmp_path / "elsewhere").ok
 
 

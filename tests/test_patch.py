@@ -201,6 +201,7 @@ def test_a_file_holds_the_whole_patch(name, request, tmp_path):
         figures={"kl": {"median": 0.001}},
         cosines={(1, "out"): torch.tensor([0.2, 0.1])},
     )
+    patch = replace(patch, weights_sha256="0a" * 32)
     patch.save(tmp_path / "a.safetensors")
     loaded = Patch.load(tmp_path / "a.safetensors")
     for place, rows in patch.edits.items():
@@ -209,7 +210,7 @@ def test_a_file_holds_the_whole_patch(name, request, tmp_path):
             assert ours.dtype == theirs.dtype
             assert torch.equal(ours.nan_to_num(9), theirs.nan_to_num(9))
     fields = "base_name", "base_sha256", "concepts", "method", "seed", "versions", "figures"
-    for field in (*fields, "label", "sha256"):
+    for field in (*fields, "label", "sha256", "weights_sha256"):
         assert getattr(loaded, field) == getattr(patch, field)
     loaded.apply(lens)
     patch.revert(lens)  # another copy of the same patch

@@ -2,8 +2,8 @@
 
 import pytest
 import transformers
-from tiny import COMMON, random_bridge
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tiny import COMMON, random_bridge, read_tokenizer, save_checkpoint
+from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
@@ -89,3 +89,31 @@ def test_a_text_that_is_not_unicode_is_refused(lens, text):
     for spell in (lens.tokens, lens.pieces):
         with pytest.raises(TarsError, match="can't be read by a tokenizer: .* as UTF-8"):
             spell(text)
+
+
+def _ending(folder, single):
+    """The tiny tokenizer, which puts around each text what a template says."""
+    tokenizer = read_tokenizer(save_checkpoint(folder, "llama"))
+    special = [
+        (token, tokenizer.convert_tokens_to_ids(token)) for token in ("<s>", "</s>", "<pad>")
+    ]
+    template = processors.TemplateProcessing(single=single, special_tokens=special)
+    tokenizer.backend_tokenizer.post_processor = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("single", "bos"), [("$A", []), ("<s> $A", [1]), ("$A </s>", []), ("<s> $A </s>", [1])]
+)
+def test_a_prompt_is_bos_and_its_own_tokens(tmp_path, single, bos):
+    """`w3` is token 7 by the vocabulary: four special tokens stand before `w0`."""
+    spelling = Spelling(_ending(tmp_path, single))
+    assert spelling.begun("w3 w4") == [*bos, 7, 8]
+    assert spelling.continued("w3 w4") == [7, 8]
+    assert spelling.begins == bool(bos)
+
+
+@pytest.mark.parametrize("single", ["<pad> $A", "<s> <s> $A", "$A <pad>", "</s> $A"])
+def test_a_tokenizer_that_adds_anything_else_is_refused(tmp_path, single):
+    with pytest.raises(TarsError, match="where BOS, the text's own tokens .*post_processor"):
+        Spelling(_ending(tmp_path, single))
