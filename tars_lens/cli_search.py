@@ -81,14 +81,10 @@ def search(
 
 
 def _space(file: Path) -> dict[str, list[object]]:
-    import tomllib
-
     from tars_lens.errors import TarsError
+    from tars_lens.text import read_toml
 
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise TarsError(f"cannot read {str(file)!r}: {error}.") from error
+    table = read_toml(file, "search space")
     for name, values in table.items():
         if not isinstance(values, list):
             raise TarsError(f"{file}: {name!r} must be a list of the values to try.")

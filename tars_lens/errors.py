@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST = 300  # characters of another library's message that are told
+
 
 class TarsError(ValueError):
     """A user's mistake: says what was given, what is allowed and what to do about it.
@@ -28,3 +30,10 @@ def unknown(
     meant = f" Did you mean {near[0]!r}?" if near else ""
     tail = f" {remedy}" if remedy else ""
     return TarsError(f"unknown {kind} {given!r}.{meant} There is: {', '.join(names)}.{tail}")
+
+
+def reason(error: BaseException) -> str:
+    """What another library's error says, in one line and without its full stop."""
+    said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    line = " ".join(said.split())
+    return (line if len(line) <= _LONGEST else f"{line[:_LONGEST]}...").rstrip(".")

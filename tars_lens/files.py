@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from tars_lens.errors import TarsError
+
+_LONGEST = 40  # characters of a name in a file's: a name may have 255 bytes, four a character
 
 
 @contextmanager
@@ -69,8 +72,11 @@ def user_path(given: Path | str) -> Path:
 
 
 def file_key(name: str) -> str:
-    """A name as files have it: `marie_curie`."""
-    return "".join(c if c.isalnum() else "_" for c in name.lower())
+    """A name as files have it: `marie_curie`. One that is too long ends in its hash."""
+    name = unicodedata.normalize("NFC", name).lower()
+    key = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else "_" for c in name)
+    digest = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
+    return key if len(key) <= _LONGEST else f"{key[:_LONGEST]}_{digest[:8]}"
 
 
 def writable_folder(path: Path | str) -> Path:
