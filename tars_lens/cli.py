@@ -24,6 +24,7 @@ from tars_lens import (
     cli_search,
     cli_sweep,
 )
+from tars_lens.cli_paths import path_option
 from tars_lens.errors import TarsError, unknown
 from tars_lens.naming import HELP as CONCEPTS
 from tars_lens.settings import LAST_SEED, METHODS
@@ -66,7 +67,7 @@ Corpus = Annotated[
 def erase(
     concepts: Annotated[list[str], typer.Argument(help=CONCEPTS)],
     model: Model = DEFAULT_MODEL,
-    out: Annotated[Path, typer.Option(help="Where patches and report go.")] = Path("runs/erase"),
+    out: Annotated[Path, path_option("Where patches and report go.")] = Path("runs/erase"),
     seed: Seed = 0,
     edits: Annotated[
         int | None, typer.Option(help="At most so many weight vectors a concept.")

@@ -5,6 +5,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from tars_lens.cli_paths import path_option
 from tars_lens.settings import LAST_SEED, METHODS
 
 
@@ -13,14 +14,13 @@ def search(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A built-in name, a hub id, a folder or a .gguf.")
     ] = "smollm2-135m",
-    out: Annotated[
-        Path, typer.Option(help="Its folder; an earlier search in it is continued.")
-    ] = Path("runs/search"),
+    out: Annotated[Path, path_option("Its folder; an earlier search in it is continued.")] = Path(
+        "runs/search"
+    ),
     trials: Annotated[int, typer.Option(help="Trials in all, those of other workers too.")] = 50,
     method: Annotated[str, typer.Option(help=METHODS)] = "tars",
     space: Annotated[
-        Path | None,
-        typer.Option(help="A TOML file: settings, each with the list of values to try."),
+        Path | None, path_option("A TOML file: settings, each with the list of values to try.")
     ] = None,
     corpus: Annotated[str | None, typer.Option(help="Plain text, as for erase.")] = None,
     kl_tokens: Annotated[int, typer.Option(help="Tokens that the KL is measured on.")] = 4_096,

@@ -25,7 +25,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         TarsError: The folder can't be made or written, the disk is full, or `path` is a device or
             a folder, which a rename would replace or fail on.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
         if path.exists() and not path.is_file():
             raise TarsError(f"cannot write {str(path)!r}: it is no regular file. Choose another.")
@@ -56,6 +56,13 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def shell_path(given: str) -> Path:
+    """A word of the command line as a path, `~` at its start put in as a shell would."""
+    path = Path(os.path.expanduser(given))
+    literal = not given.startswith("~") and str(path).startswith("~")  # ./~ is what it says
+    return path.absolute() if literal else path
+
+
 def user_path(given: Path | str) -> Path:
     """What a user wrote as a path, with `~` put in.
 
@@ -63,7 +70,7 @@ def user_path(given: Path | str) -> Path:
         TarsError: It can't be a path, or nobody may look there.
     """
     try:
-        path = Path(given).expanduser()
+        path = shell_path(str(given)).expanduser()
         path.exists()  # too long a name and a closed folder would else be raised by the next user
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -87,7 +94,7 @@ def writable_folder(path: Path | str) -> Path:
     Raises:
         TarsError: It can't be made or written.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -103,7 +110,7 @@ def results_folder(path: Path | str) -> Iterator[Path]:
     Raises:
         TarsError: It can't be made or written.
     """
-    path = Path(path)
+    path = user_path(path)
     new = [folder for folder in (path, *path.parents) if not folder.exists()]  # the innermost first
     writable_folder(path)
     try:

@@ -27,6 +27,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
     What a killed process left of an earlier try at the same folder is cleared away first.
     """
+    out = out.absolute()  # a name that ends in a dot has no folder above it
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise TarsError(f"{str(out)!r} exists and is not empty: choose another folder.")
     folder = None
@@ -37,9 +38,11 @@ def whole_folder(out: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=out.parent))
         folder.chmod(0o755)
         yield folder
-        if out.exists():
-            out.rmdir()
-        os.replace(folder, out)
+        if out == Path.cwd():  # whoever stands in it would be left in a folder that is gone
+            for child in folder.iterdir():
+                os.replace(child, out / child.name)
+        else:
+            os.replace(folder, out)  # an empty folder gives way to it
     except OSError as error:
         reason = error.strerror or str(error)
         raise TarsError(

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tars_lens.errors import TarsError
-from tars_lens.files import whole_file
+from tars_lens.files import user_path, whole_file
 from tars_lens.layout import DTYPES
 from tars_lens.patch import Patch, PatchRows
 from tars_lens.weights import Place
@@ -49,6 +49,7 @@ def save(patch: Patch, path: Path | str) -> None:
 
 def load(path: Path | str) -> Patch:
     """Reads a patch; see `Patch.load`."""
+    path = user_path(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get(_KEY)

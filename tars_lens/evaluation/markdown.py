@@ -9,7 +9,7 @@ from tars_lens.bars import BARS, Bar
 from tars_lens.errors import TarsError
 from tars_lens.evaluation.summary import figure_text
 from tars_lens.evaluation.verdict import PARTS
-from tars_lens.files import write_text
+from tars_lens.files import user_path, write_text
 
 REPORTS = ("evaluation.json", "comparison.json")
 """What a folder may hold to be shown so."""
@@ -55,7 +55,7 @@ def write_markdown(folder: Path | str) -> Path:
     Raises:
         TarsError: The folder holds neither, or one that can't be read.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     found = [folder / name for name in REPORTS if (folder / name).is_file()]
     if not found:
         raise TarsError(
