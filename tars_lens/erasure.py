@@ -29,6 +29,7 @@ from tars_lens.patch_tools import merge
 from tars_lens.removal import Removal, remove
 from tars_lens.settings import Settings
 from tars_lens.study import study
+from tars_lens.surroundings import undisturbed
 from tars_lens.unembedding import Unembedding
 from tars_lens.verification import Verification, verify
 from tars_lens.windows import Windows, cut
@@ -71,6 +72,7 @@ class Erasure:
         write_json(folder / "report.json", {**self.report, "tables": sorted(self.tables)})
 
 
+@undisturbed
 def erase(
     lens: Lens,
     concepts: Sequence[Concept],

@@ -25,7 +25,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         TarsError: The folder can't be made or written, the disk is full, or `path` is a device or
             a folder, which a rename would replace or fail on.
     """
-    path = user_path(path)
+    path = shell_path(str(path))
     try:
         if path.exists() and not path.is_file():
             raise TarsError(f"cannot write {str(path)!r}: it is no regular file. Choose another.")
@@ -94,7 +94,7 @@ def writable_folder(path: Path | str) -> Path:
     Raises:
         TarsError: It can't be made or written.
     """
-    path = user_path(path)
+    path = shell_path(str(path))
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -110,7 +110,7 @@ def results_folder(path: Path | str) -> Iterator[Path]:
     Raises:
         TarsError: It can't be made or written.
     """
-    path = user_path(path)
+    path = shell_path(str(path))
     new = [folder for folder in (path, *path.parents) if not folder.exists()]  # the innermost first
     writable_folder(path)
     try:

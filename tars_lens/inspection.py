@@ -18,6 +18,7 @@ from tars_lens.files import write_text
 from tars_lens.leading import leads
 from tars_lens.lens import Lens
 from tars_lens.ranking import Cosines, Null, cosines, null_distribution
+from tars_lens.surroundings import undisturbed
 from tars_lens.targeting import (
     PLAIN,
     TargetingVector,
@@ -113,6 +114,7 @@ class Inspection:
         return (*(f"{name}.csv" for name in self.tables), "targeting_vector.safetensors")
 
 
+@undisturbed
 def inspect(
     lens: Lens,
     concept: Concept,

@@ -21,6 +21,7 @@ from tars_lens.running import Point as Point
 from tars_lens.running import Site as Site
 from tars_lens.running import changing_mlp
 from tars_lens.spelling import Spelling
+from tars_lens.surroundings import check_writable, undisturbed
 
 Role = Literal["gate", "in", "out"]
 
@@ -55,6 +56,7 @@ class Lens:
         self, model: Any, tokenizer: Any = None, *, name: str | None = None, sha256: str = ""
     ) -> None:
         lens_checks.check_editable(model)
+        check_writable(model)
         self.model = model.eval()
         self.tokenizer = tokenizer if tokenizer is not None else model.tokenizer
         if self.tokenizer is None:
@@ -211,6 +213,7 @@ class Lens:
 
     # --- runs ----------------------------------------------------------------------------------
 
+    @undisturbed
     def capture(
         self,
         ids: Int[Tensor, "batch pos"],
@@ -261,6 +264,7 @@ class Lens:
         point = Point("resid_post", layer % self.n_layers)
         return self.capture(ids, [point], positions=positions, resume=resume)[point]
 
+    @undisturbed
     @torch.no_grad()
     def read_out(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         """Logits in float32 of a residual stream, by the model's final norm and unembedding."""

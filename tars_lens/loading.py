@@ -19,10 +19,12 @@ from tars_lens.layout import stored_tensors
 from tars_lens.lens import Lens
 from tars_lens.machines import free_bytes
 from tars_lens.placement import DeviceMap, check_map, check_present
+from tars_lens.surroundings import undisturbed
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@undisturbed
 def load(
     name_or_path: str | Path,
     *,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tars_lens.errors import TarsError
-from tars_lens.files import user_path, writable_folder
+from tars_lens.files import shell_path, writable_folder
 from tars_lens.search_results import OBJECTIVES
 
 _NAME = "tars-lens search"
@@ -110,7 +110,7 @@ def open_journal(path: Path | str, about: Mapping[str, Any], seed: int) -> Journ
         raise TarsError("a search needs optuna: pip install 'tars-lens[search]'.") from error
     logging.getLogger("optuna").setLevel(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path = user_path(path)
+    path = shell_path(str(path))
     writable_folder(path.parent)
     try:
         study = optuna.create_study(
