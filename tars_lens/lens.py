@@ -187,11 +187,11 @@ class Lens:
 
     def tokens(self, text: str) -> list[int]:
         """The tokenizer's own ids of a text, with the BOS that it adds by itself, if any."""
-        return self.spelling.begun(text)
+        return self._embedded(self.spelling.begun(text))
 
     def pieces(self, text: str) -> list[int]:
         """The ids of a text that continues another: no special tokens."""
-        return self.spelling.continued(text)
+        return self._embedded(self.spelling.continued(text))
 
     def string(self, token: int) -> str:
         """What a token says."""
@@ -278,6 +278,20 @@ class Lens:
     def next_logits(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
         """Logits in float32 of the token after each prompt."""
         return self.read_out(self.residual(batch.ids, -1, positions=batch.last))
+
+    def _embedded(self, ids: list[int]) -> list[int]:
+        """The ids, of which each has a row in the model's embedding."""
+        if ids and max(ids) >= self._known:
+            raise TarsError(
+                f"the tokenizer of {self.name} spells {self.string(max(ids))!r} as token "
+                f"{max(ids)}, and the model knows the tokens 0 to {self._known - 1}. Get the "
+                "model's own tokenizer, or enlarge its embeddings (resize_token_embeddings)."
+            )
+        return ids
+
+    @cached_property
+    def _known(self) -> int:
+        return self.d_vocab
 
     def _mlp(self, layer: int) -> Any:
         return self.model.blocks[layer].mlp

@@ -9,7 +9,7 @@ behind a line break there.
 from functools import cached_property
 from typing import Any
 
-from tars_lens.errors import TarsError
+from tars_lens.errors import TarsError, told
 
 _ANCHOR = "\n"
 _SHOWN = 20
@@ -32,7 +32,7 @@ class Spelling:
             TarsError: The text has bytes that aren't UTF-8, or half of a character.
         """
         _check_whole(text)
-        return list(self._tokenizer(text)["input_ids"])
+        return self._ids(text)
 
     def continued(self, text: str) -> list[int]:
         """The ids of a text that continues another: no special tokens.
@@ -75,10 +75,15 @@ class Spelling:
         return whole[lead:] if whole[:lead] == self._anchor else self._plain(text)
 
     def _plain(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._ids(text, add_special_tokens=False)
+
+    def _ids(self, text: str, **options: Any) -> list[int]:
+        with told(f"the tokenizer fails on {text[:_SHOWN]!r}", "Get the model's tokenizer again."):
+            return list(self._tokenizer(text, **options)["input_ids"])
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        with told(f"the tokenizer fails on the tokens {ids}", "Get the model's tokenizer again."):
+            return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def _check_whole(text: str) -> None:

@@ -18,7 +18,7 @@ from tars_lens.inspection import inspect
 from tars_lens.lens import Lens
 from tars_lens.weights import Rows
 
-_ONES = torch.ones(1, 16)
+_EDIT = {(2, "out"): Rows(torch.tensor([3]), torch.ones(1, 16))}
 
 
 @contextlib.contextmanager
@@ -77,7 +77,7 @@ def _state():
 def _few(lens, card):
     """Figures of what everything else is made of."""
     vector = tars_lens.target(lens, card)
-    patch = tars_lens.Patch.build(lens, {(2, "out"): Rows(torch.tensor([3]), _ONES)})
+    patch = tars_lens.Patch.build(lens, _EDIT)
     batch = lens.prompts([card.prompt])
     found = [lens.next_logits(batch).tolist()]
     with patch.applied(lens):
