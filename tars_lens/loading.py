@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tars_lens.cache import Advance
 from tars_lens.checkpoints import Checkpoint, resolve
@@ -111,6 +111,7 @@ def _model(checkpoint: Checkpoint, dtype: Any, device_map: Any = None) -> Any:
         f"transformers can't load {str(checkpoint.folder)!r} as a causal language model",
         "Code that comes with a checkpoint is never run.",
     ):
+        _check_layers(checkpoint)
         model, found = loader.from_pretrained(
             checkpoint.folder,
             dtype=dtype,
@@ -129,6 +130,19 @@ def _model(checkpoint: Checkpoint, dtype: Any, device_map: Any = None) -> Any:
         )
     check_present(model, checkpoint.name)
     return model
+
+
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """Refuses a config of so many layers that making them, to find none stored, takes for ever."""
+    config = AutoConfig.from_pretrained(
+        checkpoint.folder, local_files_only=True, trust_remote_code=False
+    )
+    asked = config.get_text_config().num_hidden_layers
+    if asked > (stored := len(stored_tensors(checkpoint.folder))):
+        raise TarsError(
+            f"the weights in {str(checkpoint.folder)!r} lack layers: its config.json asks for "
+            f"{asked}, and there are {stored} tensors. Download or export the model again."
+        )
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:
