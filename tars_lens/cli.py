@@ -225,10 +225,11 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # a name may be in another script than the pipe
     try:
         app()
-    except (TarsError, OSError) as error:  # a full disk or a lost folder may be met anywhere
+    except (TarsError, OSError, MemoryError) as error:  # a full disk may be met anywhere
         logging.getLogger(__name__).debug("the error in full", exc_info=True)
         said = " ".join(str(error).split())  # some libraries' messages have many lines
-        typer.echo(f"error: {said}", err=True)
+        shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in said)
+        typer.echo(f"error: {shown}", err=True)  # no name out of a file commands the terminal
         sys.exit(2)
 
 

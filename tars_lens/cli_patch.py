@@ -40,7 +40,8 @@ def show(file: File, as_json: Annotated[bool, typer.Option("--json")] = False) -
         typer.echo(json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False))
         return
     for key, value in header.items():
-        typer.echo(f"{key}: {value if isinstance(value, str | int) else json.dumps(value)}")
+        plain = isinstance(value, int) or (isinstance(value, str) and value.isprintable())
+        typer.echo(f"{key}: {value if plain else json.dumps(value)}")
     typer.echo(frame.to_string(index=False))
 
 

@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import logging
 import os
+import re
+import shutil
+import socket
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -13,6 +17,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from tars_lens.errors import TarsError
+
+logger = logging.getLogger(__name__)
 
 _LONGEST = 40  # characters of a name in a file's: a name may have 255 bytes, four a character
 
@@ -30,7 +36,8 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         if path.exists() and not path.is_file():
             raise TarsError(f"cannot write {str(path)!r}: it is no regular file. Choose another.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        clear_left_behind(path)
+        handle, name = tempfile.mkstemp(**beside(path))
         os.close(handle)
         os.chmod(name, 0o644)
     except OSError as error:
@@ -43,6 +50,25 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def beside(path: Path) -> dict[str, Any]:
+    """Where `tempfile` is to make what will be renamed to `path`: its name tells whose it is."""
+    prefix = f".{path.name[:_LONGEST]}.{_host()}-{os.getpid()}."
+    return {"prefix": prefix, "suffix": ".partial", "dir": path.parent}
+
+
+def clear_left_behind(path: Path) -> None:
+    """Removes what killed processes of this machine have left of earlier tries at `path`."""
+    import psutil
+
+    name = re.escape(path.name[:_LONGEST])
+    pattern = re.compile(rf"\.{name}\.{re.escape(_host())}-(\d+)\.\w+\.partial")
+    for left in path.parent.iterdir():
+        found = pattern.fullmatch(left.name)
+        if found and not psutil.pid_exists(int(found[1])):
+            logger.info("%s, which a killed process left behind, is removed.", left)
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -131,6 +157,11 @@ def sha256_file(path: Path | str, advance: Callable[[int], None] | None = None) 
             if advance is not None:
                 advance(len(chunk))
     return digest.hexdigest()
+
+
+def _host() -> str:
+    """This machine's name: a process number says nothing of another machine's on a shared disk."""
+    return re.sub(r"\W", "_", socket.gethostname())
 
 
 def _short(text: str, most: int = 120) -> str:

@@ -2,17 +2,14 @@
 
 import logging
 import os
-import re
 import shutil
-import socket
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from tars_lens.errors import TarsError
+from tars_lens.files import beside, clear_left_behind
 from tars_lens.layout import weight_files
 
 logger = logging.getLogger(__name__)
@@ -33,9 +30,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
     folder = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _clear_left_behind(out)
-        prefix = f".{out.name}.{_host()}-{os.getpid()}."
-        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=out.parent))
+        clear_left_behind(out)
+        folder = Path(tempfile.mkdtemp(**beside(out)))
         folder.chmod(0o755)
         yield folder
         if out == Path.cwd():  # whoever stands in it would be left in a folder that is gone
@@ -124,17 +120,3 @@ def _clone(source: Path, target: Path) -> bool:
         return False
     target.chmod(0o644)
     return True
-
-
-def _clear_left_behind(out: Path) -> None:
-    pattern = re.compile(rf"\.{re.escape(out.name)}\.{re.escape(_host())}-(\d+)\.\w+\.partial")
-    for folder in out.parent.iterdir():
-        found = pattern.fullmatch(folder.name)
-        if found and not psutil.pid_exists(int(found[1])):
-            logger.warning("%s, which a killed process left behind, is removed.", folder)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _host() -> str:
-    """This machine's name: a process number says nothing of another machine's on a shared disk."""
-    return re.sub(r"\W", "_", socket.gethostname())
