@@ -11,7 +11,7 @@ offline = HF_HUB_OFFLINE=1
 # the oldest supported TransformerLens, and the only supported line that has HookedTransformer
 TL3 = 3.9.0
 
-.PHONY: setup demo test test-tl3 bench bench-8b paper notebooks clean
+.PHONY: setup demo test test-tl3 fuzz bench bench-8b paper notebooks clean
 
 setup: .venv/.stamp
 
@@ -27,6 +27,11 @@ test: setup
 
 test-tl3: .venv-tl3/.stamp
 	$(offline) .venv-tl3/bin/python -m pytest tests/test_lens_contract.py
+
+# hours: 10,000 mangled inputs, a death at every change to a file, 100,000 steps with patches
+fuzz: setup
+	$(offline) TARS_LENS_FUZZ=10000 .venv/bin/python -m pytest tests/test_mangled.py \
+		tests/test_killed.py tests/test_patch_steps.py
 
 # some minutes each, on SmolLM2-135M; the tables go to runs/bench too
 bench: setup

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tars_lens.errors import told
 from tars_lens.grouping import groups, run_cost
 from tars_lens.running import Point, Resumption, Seen, replacing, watching
 
@@ -54,6 +55,10 @@ class Capture:
             self._resumption.at(resume),
             replacing(self._model, replace or {}),
             watching(self._model, wanted, keep, hooked=self._hooked),
+            told(
+                f"the model can't read {len(ids)} texts of {ids.shape[1]} tokens",
+                "Give shorter texts, or choose another model or a device with more memory.",
+            ),
             suppress(Seen),
         ):
             self._model(ids, return_type="logits")

@@ -7,7 +7,7 @@ import pandas as pd
 
 from tars_lens import stack
 from tars_lens.concept import Concept
-from tars_lens.errors import TarsError
+from tars_lens.errors import TarsError, told
 from tars_lens.forms import first_tokens
 from tars_lens.generation import Prompt, Token, generate
 from tars_lens.lens import Lens
@@ -161,10 +161,21 @@ class Chat:
     def _prompt(self, text: str) -> Prompt:
         if not self.template:
             return text
-        turn = [{"role": "user", "content": text}]
+        written = self._templated(text)
+        if text.strip() not in written:  # some templates take a message's parts instead
+            written = self._templated([{"type": "text", "text": text}])
+        if text.strip() not in written:
+            raise TarsError(
+                f"the chat template of {self.lens.name} leaves the prompt out. Mend the template, "
+                "or leave --chat out."
+            )
+        return self.lens.pieces(written)  # the template writes the special tokens itself
+
+    def _templated(self, content: Any) -> str:
+        turn = [{"role": "user", "content": content}]
         options = {"tokenize": False, "add_generation_prompt": True}
-        written = self.lens.tokenizer.apply_chat_template(turn, **options)
-        return self.lens.pieces(str(written))  # the template writes the special tokens itself
+        with told(f"the chat template of {self.lens.name} fails", "Mend it, or leave --chat out."):
+            return str(self.lens.tokenizer.apply_chat_template(turn, **options))
 
     def _ids(self, prompt: Prompt) -> list[int]:
         return self.lens.tokens(prompt) if isinstance(prompt, str) else list(prompt)

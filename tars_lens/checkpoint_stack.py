@@ -21,6 +21,7 @@ from tars_lens.export import (
     mismatch,
     write_slot,
 )
+from tars_lens.files import user_path
 from tars_lens.folders import copy_checkpoint, whole_folder
 from tars_lens.layout import Slot, checkpoint_slots
 from tars_lens.patch import Patch, PatchRows
@@ -42,7 +43,7 @@ def apply_to_checkpoint(
     Raises:
         TarsError: See `export`; or a patch that the source has already.
     """
-    source, out = Path(source), Path(out)
+    source, out = user_path(source), user_path(out)
     before = recorded_patches(source)
     check_new(patches, before, source)
     return _rebuild(source, out, before, before, patches, force=force)
@@ -57,7 +58,7 @@ def revert_checkpoint(patch: Patch, source: Path | str, out: Path | str) -> Path
         TarsError: The checkpoint has no record of this patch, or was changed since its patches
             were applied; or `out` can't be written.
     """
-    source, out = Path(source), Path(out)
+    source, out = user_path(source), user_path(out)
     before = recorded_patches(source)
     return _rebuild(source, out, before, without(patch, before, source))
 

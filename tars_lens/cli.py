@@ -23,6 +23,7 @@ from tars_lens import (
     cli_search,
     cli_sweep,
 )
+from tars_lens.cli_paths import path_option
 from tars_lens.errors import TarsError, unknown
 from tars_lens.method.settings import LAST_SEED, METHODS
 from tars_lens.naming import HELP as CONCEPTS
@@ -65,7 +66,7 @@ Corpus = Annotated[
 def erase(
     concepts: Annotated[list[str], typer.Argument(help=CONCEPTS)],
     model: Model = DEFAULT_MODEL,
-    out: Annotated[Path, typer.Option(help="Where patches and report go.")] = Path("runs/erase"),
+    out: Annotated[Path, path_option("Where patches and report go.")] = Path("runs/erase"),
     seed: Seed = 0,
     edits: Annotated[
         int | None, typer.Option(help="At most so many weight vectors a concept.")
@@ -212,10 +213,11 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # a name may be in another script than the pipe
     try:
         app()
-    except (TarsError, OSError) as error:  # a full disk or a lost folder may be met anywhere
+    except (TarsError, OSError, MemoryError) as error:  # a full disk may be met anywhere
         logging.getLogger(__name__).debug("the error in full", exc_info=True)
         said = " ".join(str(error).split())  # some libraries' messages have many lines
-        typer.echo(f"error: {said}", err=True)
+        shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in said)
+        typer.echo(f"error: {shown}", err=True)  # no name out of a file commands the terminal
         sys.exit(2)
 
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from tars_lens.cli_paths import path_option
+
 
 def card(
     name: Annotated[str, typer.Argument(help="The concept's name, as a text would spell it.")],
@@ -15,9 +17,7 @@ def card(
         str | None,
         typer.Option(help="Where it is mentioned; see erase. Default: a sample of Wikipedia."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The card's file (.toml). Default: print it.")
-    ] = None,
+    out: Annotated[Path | None, path_option("The card's file (.toml). Default: print it.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
 ) -> None:
     """Make a concept card from nothing but a name, to be read and mended before it is used."""

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+from tars_lens.cli_paths import path_argument
 from tars_lens.method.settings import LAST_SEED
 
 
 def chat(
-    files: Annotated[list[Path], typer.Argument(help="Patch files (.safetensors), in order.")],
+    files: Annotated[list[Path], path_argument("Patch files (.safetensors), in order.")],
     model: Annotated[
         str,
         typer.Option("--model", "-m", help="The base: a built-in name, a hub id or a folder."),

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tars_lens.cli_evaluate import PARTS, resumable
+from tars_lens.cli_paths import path_option
 from tars_lens.method.settings import LAST_SEED
 from tars_lens.naming import HELP as CONCEPTS
 
@@ -22,7 +23,7 @@ def compare(
         str | None,
         typer.Option(help=f"Comma-separated: {RIVALS}; default: all that can run here."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where tables and figure go.")] = Path("runs/compare"),
+    out: Annotated[Path, path_option("Where tables and figure go.")] = Path("runs/compare"),
     suite: Annotated[str, typer.Option(help="quick or full.")] = "quick",
     seed: Annotated[
         int,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tars_lens.cli_paths import path_argument, path_option
 from tars_lens.errors import TarsError
 from tars_lens.method.settings import LAST_SEED
 from tars_lens.naming import RULE
@@ -19,7 +20,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no s
 
 def evaluate(
     patches: Annotated[
-        list[Path] | None, typer.Argument(help="Patch files (.safetensors), in order.")
+        list[Path] | None, path_argument("Patch files (.safetensors), in order.")
     ] = None,
     model: Annotated[
         str, typer.Option("--model", "-m", help="The base: a built-in name, a hub id or a folder.")
@@ -35,7 +36,7 @@ def evaluate(
         ),
     ] = None,
     suite: Annotated[str, typer.Option(help="quick (minutes) or full.")] = "quick",
-    out: Annotated[Path, typer.Option(help="Where figures and tables go.")] = Path("runs/evaluate"),
+    out: Annotated[Path, path_option("Where figures and tables go.")] = Path("runs/evaluate"),
     seed: Annotated[
         int,
         typer.Option(

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tars_lens.cli_paths import path_option
 from tars_lens.method.settings import LAST_SEED
 from tars_lens.naming import RULE
 
@@ -30,13 +31,11 @@ def inspect(
     seed: Annotated[
         int, typer.Option(min=0, max=LAST_SEED, help="Seed of the refinement and of the null.")
     ] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Write the tables (CSV) and the vector here.")
-    ] = None,
+    out: Annotated[Path | None, path_option("Write the tables (CSV) and the vector here.")] = None,
     vector: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Rank the checkpoint on disk against this saved vector (several may be given) "
+        path_option(
+            "Rank the checkpoint on disk against this saved vector (several may be given) "
             "instead: no model is loaded."
         ),
     ] = None,

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from tars_lens.cli_paths import path_option
+
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A built-in name, a hub id, a folder or a .gguf file.")
 ]
@@ -16,7 +18,7 @@ def neuron(
     model: Model = "smollm2-135m",
     patch: Annotated[
         list[Path] | None,
-        typer.Option(help="A patch file, to show what it makes of the neuron; may be repeated."),
+        path_option("A patch file, to show what it makes of the neuron; may be repeated."),
     ] = None,
     corpus: Annotated[
         str | None,

@@ -6,19 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
+from tars_lens.cli_paths import path_argument, path_option
 from tars_lens.errors import TarsError
 
 app = typer.Typer(
     help="Look at, prove, apply, take out, join and export patches.", no_args_is_help=True
 )
 
-Files = Annotated[list[Path], typer.Argument(help="Patch files (.safetensors), in order.")]
-File = Annotated[Path, typer.Argument(help="A patch file (.safetensors).")]
+Files = Annotated[list[Path], path_argument("Patch files (.safetensors), in order.")]
+File = Annotated[Path, path_argument("A patch file (.safetensors).")]
 Base = Annotated[
     str, typer.Option("--model", "-m", help="The base: a built-in name, a hub id or a folder.")
 ]
-Out = Annotated[Path, typer.Option(help="The new folder or file.")]
-NewFolder = Annotated[Path | None, typer.Option("--out", help="The new folder.")]
+Out = Annotated[Path, path_option("The new folder or file.")]
+NewFolder = Annotated[Path | None, path_option("The new folder.", "--out")]
 InPlace = Annotated[
     bool, typer.Option("--in-place", help="Edit the checkpoint's own files, and keep the old rows.")
 ]
@@ -39,7 +40,8 @@ def show(file: File, as_json: Annotated[bool, typer.Option("--json")] = False) -
         typer.echo(json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False))
         return
     for key, value in header.items():
-        typer.echo(f"{key}: {value if isinstance(value, str | int) else json.dumps(value)}")
+        plain = isinstance(value, int) or (isinstance(value, str) and value.isprintable())
+        typer.echo(f"{key}: {value if plain else json.dumps(value)}")
     typer.echo(frame.to_string(index=False))
 
 
@@ -48,7 +50,7 @@ def verify(
     files: Files,
     model: Base = "smollm2-135m",
     edited: Annotated[
-        Path | None, typer.Option(help="Compare this edited checkpoint with its base instead.")
+        Path | None, path_option("Compare this edited checkpoint with its base instead.")
     ] = None,
     force: Force = False,
 ) -> None:
@@ -93,7 +95,7 @@ def apply(files: Files, out: Out, model: Base = "smollm2-135m", force: Force = F
 def revert(
     file: File,
     checkpoint: Annotated[
-        Path, typer.Argument(help="A checkpoint made by `patch apply`, or patched in place.")
+        Path, path_argument("A checkpoint made by `patch apply`, or patched in place.")
     ],
     out: NewFolder = None,
     in_place: InPlace = False,

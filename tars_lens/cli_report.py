@@ -5,15 +5,16 @@ from typing import Annotated
 
 import typer
 
+from tars_lens.cli_paths import path_argument, path_option
 from tars_lens.errors import TarsError
 
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(help="What `tars-lens erase --out` made; or evaluate, or compare.")
+        Path, path_argument("What `tars-lens erase --out` made; or evaluate, or compare.")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="The page; report.html in the folder where not given.")
+        Path | None, path_option("The page; report.html in the folder where not given.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing.")] = False,
 ) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from tars_lens.cli_paths import path_option
 from tars_lens.method.settings import LAST_SEED, METHODS
 
 
@@ -13,14 +14,13 @@ def search(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A built-in name, a hub id, a folder or a .gguf.")
     ] = "smollm2-135m",
-    out: Annotated[
-        Path, typer.Option(help="Its folder; an earlier search in it is continued.")
-    ] = Path("runs/search"),
+    out: Annotated[Path, path_option("Its folder; an earlier search in it is continued.")] = Path(
+        "runs/search"
+    ),
     trials: Annotated[int, typer.Option(help="Trials in all, those of other workers too.")] = 50,
     method: Annotated[str, typer.Option(help=METHODS)] = "tars",
     space: Annotated[
-        Path | None,
-        typer.Option(help="A TOML file: settings, each with the list of values to try."),
+        Path | None, path_option("A TOML file: settings, each with the list of values to try.")
     ] = None,
     corpus: Annotated[str | None, typer.Option(help="Plain text, as for erase.")] = None,
     kl_tokens: Annotated[int, typer.Option(help="Tokens that the KL is measured on.")] = 4_096,
@@ -81,14 +81,10 @@ def search(
 
 
 def _space(file: Path) -> dict[str, list[object]]:
-    import tomllib
-
+    from tars_lens.common.text import read_toml
     from tars_lens.errors import TarsError
 
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise TarsError(f"cannot read {str(file)!r}: {error}.") from error
+    table = read_toml(file, "search space")
     for name, values in table.items():
         if not isinstance(values, list):
             raise TarsError(f"{file}: {name!r} must be a list of the values to try.")

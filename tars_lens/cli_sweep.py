@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from tars_lens.cli_paths import path_argument, path_option
+
 
 def sweep(
-    spec: Annotated[Path, typer.Argument(help="A TOML file: concepts, models, seeds, methods.")],
-    out: Annotated[Path, typer.Option(help="Where results go; what is there is kept.")] = Path(
+    spec: Annotated[Path, path_argument("A TOML file: concepts, models, seeds, methods.")],
+    out: Annotated[Path, path_option("Where results go; what is there is kept.")] = Path(
         "runs/sweep"
     ),
     workers: Annotated[

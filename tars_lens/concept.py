@@ -1,14 +1,14 @@
 """The concept card: what is to be removed, and the texts that it is made, chosen and judged on."""
 
 import logging
-import re
-import tomllib
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from tars_lens.common.text import folded, occurrences, parse_toml, plain, read_text
+from tars_lens.common.text import forms_in as forms_in
+from tars_lens.common.text import substituted as substituted
 from tars_lens.errors import TarsError, unknown
 from tars_lens.files import file_key, user_path
 
@@ -102,11 +102,7 @@ class Concept:
             return cls.parse(text, where=file.name, key=str(source))
         path = user_path(source)
         if path.suffix == ".toml" or path.is_file():
-            try:
-                text = path.read_text(encoding="utf-8-sig")  # some editors write a mark first
-            except (OSError, UnicodeDecodeError) as error:
-                raise TarsError(f"cannot read the concept card {str(path)!r}: {error}.") from error
-            return cls.parse(text, where=str(path), key=path.stem)
+            return cls.parse(read_text(path, "concept card"), where=str(path), key=path.stem)
         raise unknown(
             "concept", str(source), builtin_concepts(), "A path to a card (.toml) works too."
         )
@@ -118,11 +114,7 @@ class Concept:
         Raises:
             TarsError: Not TOML, an unknown or missing key, a wrong type, or empty text.
         """
-        try:
-            table = tomllib.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise TarsError(f"{where} is not TOML: {error}.") from error
-        return cls.from_dict(table, where=where, key=key)
+        return cls.from_dict(parse_toml(text, where), where=where, key=key)
 
     @classmethod
     def from_dict(cls, table: dict[str, Any], *, where: str = "card", key: str = "") -> "Concept":
@@ -166,27 +158,6 @@ def builtin_concepts() -> tuple[str, ...]:
     return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml")))
 
 
-def forms_in(text: str, forms: Iterable[str]) -> list[str]:
-    """The surface forms that `text` contains, in any case and as whole words.
-
-    Scripts that write without spaces have no word edges; there any occurrence counts.
-    """
-    return [form for form in forms if re.search(_pattern(form), text, re.IGNORECASE)]
-
-
-def substituted(text: str, forms: Iterable[str], substitute: str) -> str:
-    """`text` with every occurrence of a form, the longest first, replaced by `substitute`."""
-    ordered = sorted(set(forms), key=len, reverse=True)
-    pattern = "|".join(_pattern(form) for form in ordered)
-    return re.sub(pattern, lambda _: substitute, text, flags=re.IGNORECASE)
-
-
-def _pattern(form: str) -> str:
-    left = r"(?<!\w)" if form[:1] < "\u2e80" else ""
-    right = r"(?!\w)" if form[-1:] < "\u2e80" else ""
-    return f"{left}{re.escape(form)}{right}"
-
-
 _CARD_KEYS = tuple(f.name for f in fields(Concept) if f.name != "key")
 _SPLIT_KEYS = tuple(f.name for f in fields(ProbeSet))
 
@@ -218,7 +189,7 @@ class _Reader:
             raise self.fail(at, f"must be text, got {type(value).__name__}.")
         if not value.strip():
             raise self.fail(at, "is empty.")
-        return value
+        return plain(value)
 
     def array(self, value: Any, at: str) -> list[Any]:
         if not isinstance(value, list):
@@ -259,34 +230,36 @@ def _without_repeats(concept: Concept, where: str) -> Concept:
     is reported. Case and spaces make no other prompt of one.
     """
     made_from = (*concept.concept_prompts, *(probe.prompt for probe in concept.contrast))
-    used = {_plain(prompt) for prompt in made_from}
+    used = {folded(prompt) for prompt in made_from}
     splits: dict[str, ProbeSet] = {}
     for split in ("validation", "probes"):
         given: ProbeSet = getattr(concept, split)
         kept = {}
         for kind in _SPLIT_KEYS:
-            kept[kind] = tuple(p for p in getattr(given, kind) if _plain(p.prompt) not in used)
+            kept[kind] = tuple(p for p in getattr(given, kind) if folded(p.prompt) not in used)
             for probe in getattr(given, kind):
-                if _plain(probe.prompt) in used:
+                if folded(probe.prompt) in used:
                     logger.warning(
                         "%s: %s.%s repeats %r, which the card already makes the vector from or "
                         "chooses on; it is left out there.",
                         *(where, split, kind, probe.prompt),
                     )
         splits[split] = ProbeSet(**kept)
-        used |= {_plain(p.prompt) for kind in _SPLIT_KEYS for p in getattr(given, kind)}
+        used |= {folded(p.prompt) for kind in _SPLIT_KEYS for p in getattr(given, kind)}
     return replace(concept, validation=splits["validation"], probes=splits["probes"])
 
 
-def _plain(prompt: str) -> str:
-    return " ".join(prompt.split()).casefold()
-
-
 def _check_neighbours(concept: Concept, where: str) -> None:
-    """Refuses a neighbour prompt that names the concept."""
+    """Refuses a neighbour prompt that names the concept; "an apple" doesn't name Apple."""
     for split, probes in (("validation", concept.validation), ("probes", concept.probes)):
         for i, probe in enumerate(probes.neighbour):
-            if named := forms_in(probe.prompt, concept.names):
+            named = [
+                name
+                for name in concept.names
+                for match in occurrences(probe.prompt, name)
+                if name.islower() or not match[0].islower()
+            ]
+            if named:
                 raise TarsError(
                     f"{where}: key '{split}.neighbour[{i}]' names the concept ({named[0]!r}); "
                     "a neighbour probe must not."

@@ -11,6 +11,7 @@ from typing import Any
 from tars_lens import cache
 from tars_lens.cache import Advance
 from tars_lens.catalogue import WIKIPEDIA, WIKIPEDIA_BYTES, WIKIPEDIA_SHA256
+from tars_lens.common.text import plain, read_text, unreadable
 from tars_lens.errors import TarsError
 from tars_lens.fetching import fetch
 from tars_lens.files import user_path
@@ -98,7 +99,7 @@ def _corpus(name: str, documents: Iterable[str]) -> Corpus:
     found = tuple(documents)
     if not found:
         raise TarsError(f"the corpus {name!r} holds no text that can be used. {_KINDS}")
-    return Corpus(_writable(name), _sha256(found), found)
+    return Corpus(plain(name), _sha256(found), found)
 
 
 def _sha256(documents: Iterable[str]) -> str:
@@ -119,10 +120,7 @@ def _folder(folder: Path) -> Iterator[str]:
 
 
 def _text_file(file: Path) -> Iterator[str]:
-    try:
-        yield file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TarsError(f"cannot read {str(file)!r} as UTF-8 text: {error}.") from error
+    yield read_text(file)
 
 
 def _jsonl(file: Path) -> Iterator[str]:
@@ -132,7 +130,7 @@ def _jsonl(file: Path) -> Iterator[str]:
                 if line.strip():
                     yield _jsonl_text(line, f"{str(file)!r}, line {number}")
     except (OSError, UnicodeDecodeError) as error:
-        raise TarsError(f"cannot read {str(file)!r} as UTF-8 text: {error}.") from error
+        raise unreadable(file, "text", error) from error
 
 
 def _jsonl_text(line: str, where: str) -> str:
@@ -143,15 +141,7 @@ def _jsonl_text(line: str, where: str) -> str:
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise TarsError(f"{where} must be an object with the text under the key 'text'.")
-    return _writable(text)
-
-
-def _writable(text: str) -> str:
-    """A text without halves of a pair that stand alone, which can't be written out.
-
-    A text that was cut in the middle of an emoji has one, and a file's name that isn't UTF-8.
-    """
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return plain(text)
 
 
 def _dataset(source: str) -> Iterator[str]:
@@ -168,7 +158,7 @@ def _dataset(source: str) -> Iterator[str]:
             if not isinstance(row.get("text"), str):
                 raise TarsError(f"{source!r} has no column 'text'; it has {', '.join(row)}.")
             if row["text"].strip():
-                yield row["text"]
+                yield plain(row["text"])
     except TarsError:
         raise
     except Exception as error:  # the hub, the network and each data format fail in their own ways

@@ -15,6 +15,7 @@ from tars_lens.files import write_text
 from tars_lens.layout import checkpoint_slots
 from tars_lens.method.ranking import Null, null_of, random_directions
 from tars_lens.method.targeting import TargetingVector
+from tars_lens.surroundings import undisturbed
 
 _DIRECTIONS = 16
 
@@ -53,6 +54,7 @@ class DiskInspection:
         return ("ranking.csv", "null.csv")
 
 
+@undisturbed
 def inspect_on_disk(
     folder: Path | str,
     files: Sequence[Path | str],

@@ -27,6 +27,7 @@ from tars_lens.method.recipe import Recipe
 from tars_lens.method.settings import Settings
 from tars_lens.patch import Patch
 from tars_lens.patch_tools import merge
+from tars_lens.surroundings import undisturbed
 from tars_lens.verification import Verification, verify
 from tars_lens.windows import Windows, cut
 
@@ -65,6 +66,7 @@ class Erasure:
         write_json(folder / "report.json", {**self.report, "tables": sorted(self.tables)})
 
 
+@undisturbed
 def erase(
     lens: Lens,
     concepts: Sequence[Concept],

@@ -1,7 +1,10 @@
 """The one exception that a user's mistake raises."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+
+_LONGEST = 300  # characters of another library's message that are told
 
 
 class TarsError(ValueError):
@@ -28,3 +31,30 @@ def unknown(
     meant = f" Did you mean {near[0]!r}?" if near else ""
     tail = f" {remedy}" if remedy else ""
     return TarsError(f"unknown {kind} {given!r}.{meant} There is: {', '.join(names)}.{tail}")
+
+
+def reason(error: BaseException) -> str:
+    """What another library's error says, in one line and without its full stop."""
+    said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    line = " ".join(said.splitlines()[0].split())
+    return (line if len(line) <= _LONGEST else f"{line[:_LONGEST]}...").rstrip(".")
+
+
+@contextmanager
+def told(what: str, remedy: str) -> Iterator[None]:
+    """Makes one line of whatever another library raises in the block.
+
+    Args:
+        what: What could not be done, to what.
+        remedy: A sentence on what to do about it.
+
+    Raises:
+        TarsError: With the library's reason between the two.
+    """
+    try:
+        yield
+    except BaseException as error:
+        foreign = isinstance(error, Exception) and not isinstance(error, TarsError)
+        if not foreign and type(error).__name__ != "PanicException":  # tokenizers' is no Exception
+            raise
+        raise TarsError(f"{what}: {reason(error)}. {remedy}") from error

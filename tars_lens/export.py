@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tars_lens.checkpoints import from_folder
 from tars_lens.errors import TarsError
+from tars_lens.files import user_path
 from tars_lens.folders import copy_checkpoint, weight_files, whole_folder
 from tars_lens.layout import Slot, StoredTensor, checkpoint_slots, stored_tensors
 from tars_lens.patch import Patch, PatchRows
@@ -54,7 +55,7 @@ def export(
             written or isn't empty.
     """
     chosen = (patches,) if isinstance(patches, Patch) else tuple(patches)
-    source, out = Path(source), Path(out)
+    source, out = user_path(source), user_path(out)
     slots = checkpoint_slots(source)
     for patch in chosen:
         _check(patch, slots, source, force)

@@ -5,16 +5,14 @@ import logging
 import os
 import re
 import shutil
-import socket
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tars_lens.errors import TarsError
+from tars_lens.files import beside, clear_left_behind
 
 logger = logging.getLogger(__name__)
 
@@ -111,19 +109,21 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
     What a killed process left of an earlier try at the same folder is cleared away first.
     """
+    out = out.absolute()  # a name that ends in a dot has no folder above it
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise TarsError(f"{str(out)!r} exists and is not empty: choose another folder.")
     folder = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _clear_left_behind(out)
-        prefix = f".{out.name}.{_host()}-{os.getpid()}."
-        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=out.parent))
+        clear_left_behind(out)
+        folder = Path(tempfile.mkdtemp(**beside(out)))
         folder.chmod(0o755)
         yield folder
-        if out.exists():
-            out.rmdir()
-        os.replace(folder, out)
+        if out == Path.cwd():  # whoever stands in it would be left in a folder that is gone
+            for child in folder.iterdir():
+                os.replace(child, out / child.name)
+        else:
+            os.replace(folder, out)  # an empty folder gives way to it
     except OSError as error:
         reason = error.strerror or str(error)
         raise TarsError(
@@ -234,17 +234,3 @@ def _clone(source: Path, target: Path) -> bool:
         return False
     target.chmod(0o644)
     return True
-
-
-def _clear_left_behind(out: Path) -> None:
-    pattern = re.compile(rf"\.{re.escape(out.name)}\.{re.escape(_host())}-(\d+)\.\w+\.partial")
-    for folder in out.parent.iterdir():
-        found = pattern.fullmatch(folder.name)
-        if found and not psutil.pid_exists(int(found[1])):
-            logger.warning("%s, which a killed process left behind, is removed.", folder)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _host() -> str:
-    """This machine's name: a process number says nothing of another machine's on a shared disk."""
-    return re.sub(r"\W", "_", socket.gethostname())

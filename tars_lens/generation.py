@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens
+from tars_lens.surroundings import set_aside, undisturbed
 
 _BATCH = 16
 
@@ -130,6 +131,7 @@ class _Draw:
         self.temperature = temperature
         self.generators = [torch.Generator().manual_seed(seed + i) for i in range(prompts)]
 
+    @undisturbed
     def __call__(self, logits: Float[Tensor, "batch d_vocab"]) -> list[int]:
         if not self.temperature:
             return logits.argmax(dim=-1).tolist()
@@ -200,7 +202,7 @@ def _cached(lens: Lens, hf: Any, sequences: list[list[int]]) -> _Step:
             ids = torch.tensor(chosen, device=lens.device)[:, None]
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
         positions = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        with torch.no_grad():
+        with set_aside(), torch.no_grad():
             out = hf(
                 input_ids=ids,
                 attention_mask=mask,

@@ -35,7 +35,7 @@ from tars_lens.checkpoint_stack import (
 from tars_lens.checkpoints import JOURNAL
 from tars_lens.errors import TarsError
 from tars_lens.export import check_fits, final_bits, unread, write_slot
-from tars_lens.files import whole_file
+from tars_lens.files import user_path, whole_file
 from tars_lens.folders import make_private
 from tars_lens.layout import Slot, checkpoint_slots
 from tars_lens.patch import Patch, PatchRows
@@ -65,7 +65,7 @@ def export_in_place(
             patches were written, or files that can't be written.
     """
     chosen = (patches,) if isinstance(patches, Patch) else tuple(patches)
-    folder = Path(folder)
+    folder = user_path(folder)
     with _alone(folder):
         _recover(folder)
         before = recorded_patches(folder)
@@ -79,7 +79,7 @@ def revert_in_place(patch: Patch, folder: Path | str) -> None:
     Raises:
         TarsError: The folder has no record of it, or its files were changed since.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     with _alone(folder):
         _recover(folder)
         before = recorded_patches(folder)
@@ -92,7 +92,7 @@ def recover(folder: Path | str) -> bool:
     Raises:
         TarsError: The journal can't be read, or the files can't be written.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not (folder / JOURNAL).is_file():
         return False
     with _alone(folder):

@@ -27,6 +27,7 @@ from tars_lens.method.targeting import (
     target,
 )
 from tars_lens.method.unembedding import Unembedding
+from tars_lens.surroundings import undisturbed
 
 NULL = "null"
 PLAIN_TEXT = "plain text"
@@ -113,6 +114,7 @@ class Inspection:
         return (*(f"{name}.csv" for name in self.tables), "targeting_vector.safetensors")
 
 
+@undisturbed
 def inspect(
     lens: Lens,
     concept: Concept,

@@ -21,6 +21,7 @@ from tars_lens.running import Point as Point
 from tars_lens.running import Site as Site
 from tars_lens.running import changing_mlp
 from tars_lens.spelling import Spelling
+from tars_lens.surroundings import check_writable, undisturbed
 
 Role = Literal["gate", "in", "out"]
 
@@ -55,6 +56,7 @@ class Lens:
         self, model: Any, tokenizer: Any = None, *, name: str | None = None, sha256: str = ""
     ) -> None:
         lens_checks.check_editable(model)
+        check_writable(model)
         self.model = model.eval()
         self.tokenizer = tokenizer if tokenizer is not None else model.tokenizer
         if self.tokenizer is None:
@@ -191,11 +193,11 @@ class Lens:
 
     def tokens(self, text: str) -> list[int]:
         """The tokenizer's own ids of a text, with the BOS that it adds by itself, if any."""
-        return self.spelling.begun(text)
+        return self._embedded(self.spelling.begun(text))
 
     def pieces(self, text: str) -> list[int]:
         """The ids of a text that continues another: no special tokens."""
-        return self.spelling.continued(text)
+        return self._embedded(self.spelling.continued(text))
 
     def string(self, token: int) -> str:
         """What a token says."""
@@ -217,6 +219,7 @@ class Lens:
 
     # --- runs ----------------------------------------------------------------------------------
 
+    @undisturbed
     def capture(
         self,
         ids: Int[Tensor, "batch pos"],
@@ -267,6 +270,7 @@ class Lens:
         point = Point("resid_post", layer % self.n_layers)
         return self.capture(ids, [point], positions=positions, resume=resume)[point]
 
+    @undisturbed
     @torch.no_grad()
     def read_out(
         self, residual: Float[Tensor, "... d_model"], *, tokens: Sequence[int] | None = None
@@ -295,6 +299,20 @@ class Lens:
     def next_logits(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
         """Logits in float32 of the token after each prompt."""
         return self.read_out(self.residual(batch.ids, -1, positions=batch.last))
+
+    def _embedded(self, ids: list[int]) -> list[int]:
+        """The ids, of which each has a row in the model's embedding."""
+        if ids and max(ids) >= self._known:
+            raise TarsError(
+                f"the tokenizer of {self.name} spells {self.string(max(ids))!r} as token "
+                f"{max(ids)}, and the model knows the tokens 0 to {self._known - 1}. Get the "
+                "model's own tokenizer, or enlarge its embeddings (resize_token_embeddings)."
+            )
+        return ids
+
+    @cached_property
+    def _known(self) -> int:
+        return self.d_vocab
 
     def _mlp(self, layer: int) -> Any:
         return self.model.blocks[layer].mlp

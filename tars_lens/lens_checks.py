@@ -10,6 +10,9 @@ from tars_lens.placement import check_present
 _SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier")
 """By what Granite, Cohere and Falcon-H1 rescale their logits."""
 
+_TABLED = ("codegen", "gptj", "mpt")
+"""Rotary and ALiBi models whose angles and slopes are a table all the same."""
+
 _UNPROCESSED = (
     "Load it with HookedTransformer.from_pretrained_no_processing, or as a TransformerBridge "
     "without enable_compatibility_mode."
@@ -50,13 +53,18 @@ def check_editable(model: Any) -> None:
 
 
 def check_length(model: Any, width: int) -> None:
-    """Refuses texts of more tokens than a model with learned positions has positions for.
+    """Refuses texts of more tokens than a model that keeps a table of positions has there.
 
     Raises:
         TarsError: With both numbers.
     """
-    learned = getattr(model.cfg, "positional_embedding_type", "") == "standard"
-    if learned and width > model.cfg.n_ctx:
+    config = getattr(submodule(model, "original_model"), "config", None)
+    tabled = (
+        is_hooked_transformer(model)
+        or getattr(config, "model_type", "") in _TABLED
+        or getattr(model.cfg, "positional_embedding_type", "") == "standard"
+    )
+    if tabled and width > model.cfg.n_ctx:
         raise TarsError(
             f"a text of {width} tokens is too long: the model reads {model.cfg.n_ctx} at the most."
         )

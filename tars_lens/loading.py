@@ -13,17 +13,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tars_lens.cache import Advance
 from tars_lens.checkpoints import Checkpoint, resolve
 from tars_lens.conversion import quiet_transformers
-from tars_lens.errors import TarsError
+from tars_lens.errors import TarsError, reason, told
 from tars_lens.layout import Slot, checkpoint_slots, stored_tensors
 from tars_lens.lens import Lens
 from tars_lens.machines import free_bytes
 from tars_lens.placement import DeviceMap, check_map, check_present
 from tars_lens.spelling import Spelling
+from tars_lens.surroundings import undisturbed
 from tars_lens.weights import Place
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ _CONSTANTS = re.compile(
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@undisturbed
 def load(
     name_or_path: str | Path,
     *,
@@ -121,7 +123,11 @@ def check_room(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device)
 
 def _model(checkpoint: Checkpoint, dtype: Any, device_map: Any = None) -> Any:
     loader: Any = AutoModelForCausalLM  # whose annotations know nothing of the loading info
-    try:
+    with told(
+        f"transformers can't load {str(checkpoint.folder)!r} as a causal language model",
+        "Code that comes with a checkpoint is never run.",
+    ):
+        _check_layers(checkpoint)
         model, found = loader.from_pretrained(
             checkpoint.folder,
             dtype=dtype,
@@ -132,11 +138,6 @@ def _model(checkpoint: Checkpoint, dtype: Any, device_map: Any = None) -> Any:
             output_loading_info=True,
             **({} if device_map is None else {"device_map": device_map}),
         )
-    except Exception as error:  # an unknown architecture or a damaged file fails in any way
-        raise TarsError(
-            f"transformers can't load {str(checkpoint.folder)!r} as a causal language model: "
-            f"{_first_line(error)} Code that comes with a checkpoint is never run."
-        ) from error
     missing = sorted({*found["missing_keys"], *map(str, found["mismatched_keys"])})
     if missing:
         raise TarsError(
@@ -213,16 +214,27 @@ def _begins_so(slot: Slot, vectors: Float[Tensor, "d_mlp d_model"]) -> bool:
     return bool(torch.isclose(stored, ours.cpu(), rtol=0, atol=0, equal_nan=True).all())
 
 
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """Refuses a config of so many layers that making them, to find none stored, takes for ever."""
+    config = AutoConfig.from_pretrained(
+        checkpoint.folder, local_files_only=True, trust_remote_code=False
+    )
+    asked = config.get_text_config().num_hidden_layers
+    if asked > (stored := len(stored_tensors(checkpoint.folder))):
+        raise TarsError(
+            f"the weights in {str(checkpoint.folder)!r} lack layers: its config.json asks for "
+            f"{asked}, and there are {stored} tensors. Download or export the model again."
+        )
+
+
 def _tokenizer(checkpoint: Checkpoint) -> Any:
-    try:
+    with told(
+        f"{str(checkpoint.folder)!r} has no tokenizer that transformers can load",
+        "Save one there with tokenizer.save_pretrained.",
+    ):
         return AutoTokenizer.from_pretrained(
             checkpoint.folder, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # a missing file and a malformed one fail in different ways
-        raise TarsError(
-            f"{str(checkpoint.folder)!r} has no tokenizer that transformers can load: "
-            f"{_first_line(error)} Save one there with tokenizer.save_pretrained."
-        ) from error
 
 
 def _boot(checkpoint: Checkpoint, model: Any, tokenizer: Any) -> TransformerBridge:
@@ -235,18 +247,19 @@ def _boot(checkpoint: Checkpoint, model: Any, tokenizer: Any) -> TransformerBrid
     tokenizer.init_kwargs["name_or_path"] = str(checkpoint.folder)
     tokenizer.init_kwargs["add_bos_token"] = True
     try:
-        return TransformerBridge.boot_transformers(
-            str(checkpoint.folder),  # a name that might be one of its aliases would be warned of
-            hf_model=model,
-            tokenizer=tokenizer,
-            device=str(model.device),
-            dtype=model.dtype,
-        )
-    except (ValueError, AttributeError, KeyError, NotImplementedError) as error:
-        raise TarsError(
-            f"TransformerLens can't wrap {checkpoint.name} ({type(model).__name__}): "
-            f"{_first_line(error)}"
-        ) from error
+        with told(
+            f"TransformerLens can't wrap {checkpoint.name} ({type(model).__name__})",
+            "Choose a model of another architecture.",
+        ):
+            return TransformerBridge.boot_transformers(
+                str(
+                    checkpoint.folder
+                ),  # a name that might be one of its aliases would be warned of
+                hf_model=model,
+                tokenizer=tokenizer,
+                device=str(model.device),
+                dtype=model.dtype,
+            )
     finally:
         tokenizer.init_kwargs.clear()
         tokenizer.init_kwargs.update(said)
@@ -270,11 +283,7 @@ def _device(given: str | torch.device) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         raise TarsError(
-            f"no device {str(given)!r} here: {_first_line(error)} Choose cpu, or cuda where "
+            f"no device {str(given)!r} here: {reason(error)}. Choose cpu, or cuda where "
             "there is a GPU."
         ) from error
     return device
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

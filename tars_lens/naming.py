@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tars_lens.common.text import folded, plain, read_text
 from tars_lens.concept import Concept, builtin_concepts
 from tars_lens.errors import TarsError, unknown
 from tars_lens.files import file_key, user_path, write_text
@@ -50,7 +51,7 @@ def card_or_name(given: str) -> Concept | str:
     Raises:
         TarsError: An empty word, a path without a card, or nearly the name of a built-in one.
     """
-    name = " ".join(given.split())
+    name = " ".join(plain(given).split())
     builtin = builtin_concepts()
     if given in builtin or not name:
         return Concept.load(given)
@@ -125,16 +126,12 @@ def _own_card(file: Path, name: str) -> Concept:
     """
     card = Concept.load(file)
     called = (card.name, card.answer, *card.names, *card.aliases)
-    if _folded(name) not in map(_folded, called):
+    if folded(name) not in map(folded, called):
         raise TarsError(
             f"{str(file)!r} is the card of {card.name!r}, not of {name!r}, whose card has the same "
             "file name. Give another --out, or the path of the card that is meant."
         )
     return card
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.split()).casefold()
 
 
 def _is_path(given: str) -> bool:
@@ -154,5 +151,5 @@ def _nearly(name: str, builtin: Sequence[str]) -> str | None:
 
 def _origin(file: Path) -> str:
     """What the card says of where it comes from, as its first comment."""
-    first = file.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0]
+    first = read_text(file, "concept card").split("\n", 1)[0]
     return f" ({first[2:].rstrip('.')})" if first.startswith("# ") else ""

@@ -23,6 +23,7 @@ from tars_lens.neuron_tables import (
     tokens_table,
 )
 from tars_lens.patch import Patch
+from tars_lens.surroundings import undisturbed
 
 Part = Literal["norms", "tokens", "firing", "examples", "concepts", "edits"]
 PARTS: tuple[Part, ...] = ("norms", "tokens", "firing", "examples", "concepts", "edits")
@@ -91,6 +92,7 @@ class NeuronCard:
         return head | {part: getattr(self, part).to_dict("records") for part in PARTS}
 
 
+@undisturbed
 def neuron_card(
     lens: Lens,
     layer: int,

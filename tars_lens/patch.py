@@ -18,6 +18,7 @@ from torch import Tensor
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens
+from tars_lens.surroundings import undisturbed
 from tars_lens.weights import Edits, Place, Rows, check_edits
 
 _PACKAGES = ("tars-lens", "torch", "transformer-lens", "transformers")
@@ -72,6 +73,7 @@ class Patch:
     weights_sha256: str = ""
 
     @classmethod
+    @undisturbed
     def build(
         cls,
         lens: Lens,

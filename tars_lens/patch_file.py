@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tars_lens.errors import TarsError
-from tars_lens.files import whole_file
+from tars_lens.files import user_path, whole_file
 from tars_lens.layout import DTYPES
+from tars_lens.machines import free_bytes
 from tars_lens.patch import Patch, PatchRows
 from tars_lens.weights import Place
 
@@ -20,6 +21,7 @@ FORMAT = 1
 _KEY = "tars_lens.patch"  # one key: with several, safetensors writes them in a random order
 _PLACE = re.compile(r"L(0|[1-9]\d{0,5})\.(gate|in|out)", re.ASCII)  # one spelling a place
 _TENSOR = re.compile(_PLACE.pattern + r"\.(neurons|old|new|cosine)", re.ASCII)
+_LONGEST = 16_000_000  # characters of metadata: a patch's cards and figures are some 100,000
 _DEPTH = 100  # of the metadata's tables: what is read must also be writable, from any caller
 _FIELDS: dict[str, type] = {
     "label": str,
@@ -52,9 +54,14 @@ def save(patch: Patch, path: Path | str) -> None:
 
 def load(path: Path | str) -> Patch:
     """Reads a patch; see `Patch.load`."""
+    path = user_path(path)
+    _check_size(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get(_KEY)
+            for key in file.keys():  # noqa: SIM118 - no mapping; before any of them is read
+                if _TENSOR.fullmatch(key) is None:
+                    _refuse(path, f"it has an unknown tensor {key[:60]!r}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError as error:
         raise TarsError(f"no patch file {str(path)!r}.") from error
@@ -73,7 +80,20 @@ def load(path: Path | str) -> Patch:
     return Patch(edits=edits, base_sha256=hashes, concepts=concepts, **header)
 
 
+def _check_size(path: Path) -> None:
+    """Refuses a file that is larger than the memory, as a hole in one costs its sender nothing."""
+    size = path.stat().st_size if path.is_file() else 0
+    free = free_bytes(torch.device("cpu"))
+    if size > free:
+        raise TarsError(
+            f"the patch file {str(path)!r} has {size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of "
+            "memory are free. Get it from whoever made it."
+        )
+
+
 def _header(path: Path | str, metadata: str) -> dict[str, Any]:
+    if len(metadata) > _LONGEST:
+        _refuse(path, f"its metadata has more than {_LONGEST:,} characters")
     try:
         header = json.loads(metadata)
         _check_depth([header])
@@ -111,10 +131,8 @@ def _check_depth(value: Any, depth: int = 0) -> None:
 def _all_rows(path: Path | str, tensors: dict[str, Tensor]) -> dict[Place, PatchRows]:
     parts: dict[Place, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        found = _TENSOR.fullmatch(key)
-        if found is None:
-            _refuse(path, f"it has an unknown tensor {key[:60]!r}")
-        layer, role, part = found.groups()
+        place, _, part = key.rpartition(".")
+        layer, role = place[1:].split(".")
         parts.setdefault((int(layer), _role(role)), {})[part] = tensor
     return {place: _rows(path, place, parts[place]) for place in sorted(parts)}
 

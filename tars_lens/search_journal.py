@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tars_lens.errors import TarsError
-from tars_lens.files import writable_folder
+from tars_lens.errors import TarsError, told
+from tars_lens.files import shell_path, writable_folder
 from tars_lens.search_results import OBJECTIVES
 
 _NAME = "tars-lens search"
@@ -110,9 +110,9 @@ def open_journal(path: Path | str, about: Mapping[str, Any], seed: int) -> Journ
         raise TarsError("a search needs optuna: pip install 'tars-lens[search]'.") from error
     logging.getLogger("optuna").setLevel(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path = Path(path)
+    path = shell_path(str(path))
     writable_folder(path.parent)
-    try:
+    with told(f"cannot open the journal {str(path)!r}", "Give another folder."):
         study = optuna.create_study(
             study_name=_NAME,
             storage=JournalStorage(JournalFileBackend(str(path))),
@@ -120,8 +120,6 @@ def open_journal(path: Path | str, about: Mapping[str, Any], seed: int) -> Journ
             sampler=optuna.samplers.TPESampler(seed=_own_seed(seed, path)),
             load_if_exists=True,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise TarsError(f"cannot open the journal {str(path)!r}: {error}.") from error
     plain = json.loads(json.dumps(about))
     known = study.user_attrs.get(_ABOUT)
     if known is None:

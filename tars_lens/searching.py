@@ -18,6 +18,7 @@ from tars_lens.files import user_path, writable_folder
 from tars_lens.lens import Lens
 from tars_lens.method.settings import Settings, setting_value
 from tars_lens.search_results import OBJECTIVES, Search, Space, dominates, summarise
+from tars_lens.surroundings import undisturbed
 
 _CHEAP_SHARE = 8
 _SURE = 2.0  # by how much a cheap KL, of fewer tokens, must exceed a full one to settle anything
@@ -36,6 +37,7 @@ Measure = Callable[[Settings, int], dict[str, float]]
 """The objectives of some settings, the KL on so many tokens; `kl_p99` is left out with 0."""
 
 
+@undisturbed
 def search(
     lens: Lens,
     concepts: Sequence[Concept],

@@ -9,7 +9,7 @@ behind a line break there.
 from functools import cached_property
 from typing import Any
 
-from tars_lens.errors import TarsError
+from tars_lens.errors import TarsError, told
 
 _ANCHOR = "\n"
 _SAMPLE = "a"
@@ -71,7 +71,7 @@ class Spelling:
 
     def _before(self) -> list[int]:
         """The BOS that is added, from what is made of a text with and without special tokens."""
-        whole, plain = list(self._tokenizer(_SAMPLE)["input_ids"]), self._plain(_SAMPLE)
+        whole, plain = self._ids(_SAMPLE), self._plain(_SAMPLE)
         ends = [[], [getattr(self._tokenizer, "eos_token_id", None)]]
         for bos in ([], [getattr(self._tokenizer, "bos_token_id", None)]):
             if not self._plain("") and whole in [[*bos, *plain, *eos] for eos in ends]:
@@ -95,10 +95,15 @@ class Spelling:
         return whole[lead:] if whole[:lead] == self._anchor else self._plain(text)
 
     def _plain(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._ids(text, add_special_tokens=False)
+
+    def _ids(self, text: str, **options: Any) -> list[int]:
+        with told(f"the tokenizer fails on {text[:_SHOWN]!r}", "Get the model's tokenizer again."):
+            return list(self._tokenizer(text, **options)["input_ids"])
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        with told(f"the tokenizer fails on the tokens {ids}", "Get the model's tokenizer again."):
+            return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def _check_whole(text: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens, tensor_sha256
 from tars_lens.patch import Patch
+from tars_lens.surroundings import undisturbed
 from tars_lens.weights import Edits, Place, Rows, check_edits, read_rows, write_rows
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,7 @@ def _stack(lens: Lens) -> _Stack:
     return _STACKS.setdefault(lens.model, _Stack())
 
 
+@undisturbed
 def _switch(lens: Lens, patches: tuple[Patch, ...]) -> None:
     """Makes the model its base with just these patches, or leaves it as it was."""
     stack = _stack(lens)

@@ -48,6 +48,7 @@ def write_rows(lens: Lens, edits: Edits) -> None:
     for place, rows in edits.items():
         vectors = lens.vectors(*place)
         vectors[rows.neurons] = rows.values.to(vectors.dtype).to(vectors.device)
+    torch.clear_autocast_cache()  # which would go on with what stood there before
 
 
 @contextmanager

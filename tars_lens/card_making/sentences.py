@@ -1,15 +1,17 @@
 """Sentences that name a thing, and what can be cut out of them."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tars_lens.concept import forms_in
+import regex as re
+
+from tars_lens.common.text import forms_in, is_spaceless, occurrences, paragraphs, plain, words
 
 INSIDE = "within a longer name"
 """The kind of a prompt whose last word and the name may be one longer name."""
 
-_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
+_STOP = re.compile(r"\p{STerm}$")
+_END = re.compile(r"(?V1)(?<=\p{STerm})\s+(?=[\p{Lu}\p{Lo}\"'“‘«(¿¡])|(?<=[。！？])(?=\S)")
 _WORD = re.compile(r"[^\W\d_][\w'-]*|\d{3,4}")
 _FEWEST = 4  # words before a name that lead somewhere
 _LONGEST = 60  # words of a sentence that is still one thought
@@ -45,10 +47,9 @@ def sentences_of(texts: Iterable[str], names: Sequence[str]) -> Iterator[str]:
     for text in texts:
         if not forms_in(text, names):
             continue
-        for line in text.splitlines():
-            for sentence in _END.split(line.strip()):
-                words = sentence.split()
-                whole = sentence[-1:] in ".!?" and _FEWEST < len(words) <= _LONGEST
+        for line in paragraphs(text):
+            for sentence in _END.split(line):
+                whole = _STOP.search(sentence) and _FEWEST < words(sentence) <= _LONGEST
                 if whole and sentence not in seen and forms_in(sentence, names):
                     seen.add(sentence)
                     yield sentence
@@ -62,9 +63,12 @@ def forward_cuts(sentence: str, name: str, names: Sequence[str]) -> list[Cut]:
     Isaac Newton`) is most often a piece of a longer name, and of another thing: its kind says so.
     """
     found = []
-    for match in re.finditer(rf"(?<!\S){re.escape(name)}(?!\w)", sentence):
-        before = sentence[: match.start()].rstrip()
-        if len(before.split()) >= _FEWEST and not forms_in(before, names):
+    sentence, begun = plain(sentence), is_spaceless(name[:1])
+    for match in occurrences(sentence, name, cased=True):
+        before = sentence[: match.start()]
+        apart = begun or before[-1:].isspace()
+        before = before.rstrip()
+        if apart and words(before) >= _FEWEST and not forms_in(before, names):
             last = before.split()[-1]
             inside = last[0].isupper() and (last[-1].isalnum() or last[-1] == ".")
             found.append(Cut(before, name, sentence, INSIDE if inside else "before the name"))
@@ -76,12 +80,13 @@ def reverse_cuts(sentence: str, names: Sequence[str]) -> list[Cut]:
 
     Words in capitals and numbers come first, as they say most; then the longest ones.
     """
-    ends = [m.end() for n in names for m in re.finditer(rf"(?<!\w){re.escape(n)}(?!\w)", sentence)]
+    sentence = plain(sentence)
+    ends = [match.end() for name in names for match in occurrences(sentence, name, cased=True)]
     if not ends:
         return []
     start = min(ends)
-    words = list(_WORD.finditer(sentence, start))[_AFTER:]
-    chosen = [word for word in words if _tells(word[0]) and not forms_in(word[0], names)]
+    every = list(_WORD.finditer(sentence, start))[_AFTER:]
+    chosen = [word for word in every if _tells(word[0]) and not forms_in(word[0], names)]
     chosen.sort(key=lambda word: (not _proper(word[0]), -len(word[0])))
     return [
         Cut(sentence[: word.start()].rstrip(), word[0], sentence, "after the name")
@@ -102,7 +107,7 @@ def _descriptions(sentence: str, name: str, names: Sequence[str]) -> list[Cut]:
     if match is None or not forms_in(match["name"], names) or forms_in(match["rest"], names):
         return []
     rest = match["rest"].split(". ")[0]
-    if len(rest.split()) < _FEWEST - 1:
+    if words(rest) < _FEWEST - 1:
         return []
     rest = f"{'one of the' if match['article'] == 'one of the' else 'the'} {rest}"
     shapes = (

@@ -28,6 +28,7 @@ from tars_lens.evaluation.verdict import verdict
 from tars_lens.files import write_json, write_text
 from tars_lens.lens import Lens
 from tars_lens.patch import package_versions
+from tars_lens.surroundings import undisturbed
 
 SCHEMA = 1
 
@@ -88,6 +89,7 @@ class Evaluation:
         return ("evaluation.json", "evaluation.md", "measures.csv", "cost.csv", "items/")
 
 
+@undisturbed
 def evaluate(
     lens: Lens,
     subject: Subject,

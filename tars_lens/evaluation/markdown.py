@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tars_lens.bars import BARS, Bar
-from tars_lens.errors import TarsError
+from tars_lens.errors import TarsError, told
 from tars_lens.evaluation.summary import figure_text
 from tars_lens.evaluation.verdict import PARTS
-from tars_lens.files import write_text
+from tars_lens.files import user_path, write_text
 
 REPORTS = ("evaluation.json", "comparison.json")
 """What a folder may hold to be shown so."""
@@ -55,17 +55,15 @@ def write_markdown(folder: Path | str) -> Path:
     Raises:
         TarsError: The folder holds neither, or one that can't be read.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     found = [folder / name for name in REPORTS if (folder / name).is_file()]
     if not found:
         raise TarsError(
             f"{str(folder)!r} holds no {' and no '.join(REPORTS)}: give what `tars-lens evaluate "
             "--out` or `compare --out` made."
         )
-    try:
+    with told(f"cannot read {str(found[0])!r}", "Make it again."):
         text = markdown(json.loads(found[0].read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TarsError(f"cannot read {str(found[0])!r}: {error}.") from error
     path = found[0].with_suffix(".md")
     write_text(path, text)
     return path

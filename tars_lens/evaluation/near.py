@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tars_lens.common.text import paragraphs as lines_of
 from tars_lens.concept import Concept, forms_in
 from tars_lens.corpus import Corpus
 from tars_lens.lens import Lens
@@ -52,7 +53,7 @@ def paragraphs(corpus: Corpus, concept: Concept, count: int) -> list[str]:
     """
     found = []
     for document in corpus.documents:
-        for line in document.splitlines():
+        for line in lines_of(document):
             if len(line) >= _SHORTEST and forms_in(line, concept.names):
                 found.append(line)
         if len(found) >= count:
@@ -67,7 +68,7 @@ def unrelated(corpus: Corpus, forms: Sequence[str], count: int) -> list[str]:
     """Paragraphs that name none of some forms: the benign text that a model may be trained on."""
     found = []
     for document in corpus.documents:
-        lines = [line for line in document.splitlines() if len(line) >= _SHORTEST]
+        lines = [line for line in lines_of(document) if len(line) >= _SHORTEST]
         found += [line for line in lines[:2] if not forms_in(line, forms)]
         if len(found) >= count:
             break
@@ -76,7 +77,7 @@ def unrelated(corpus: Corpus, forms: Sequence[str], count: int) -> list[str]:
 
 def _beginning_at(document: str, names: Sequence[str]) -> Iterator[str]:
     """The document from each line on that names a neighbour."""
-    lines = document.splitlines()
+    lines = lines_of(document)
     for i, line in enumerate(lines):
         if forms_in(line, names):
             yield "\n".join(lines[i:])

@@ -14,6 +14,7 @@ from tars_lens.errors import TarsError
 from tars_lens.lens import Lens, Point
 from tars_lens.measure.base_stream import keep_stream, read_stream, stream_path, worth_keeping
 from tars_lens.measure.spread import kl_histogram
+from tars_lens.surroundings import undisturbed
 from tars_lens.weights import Edits, written
 from tars_lens.windows import Windows
 
@@ -87,6 +88,7 @@ class Divergence:
         return pd.DataFrame(rows)
 
 
+@undisturbed
 def paired_kl(
     lens: Lens,
     edits: Edits,

@@ -8,6 +8,7 @@ import pandas as pd
 from tars_lens.concept import DISTANCES, Concept, Probe, ProbeSet, substituted
 from tars_lens.lens import Lens
 from tars_lens.measure.probability import answer_probabilities
+from tars_lens.surroundings import undisturbed
 
 ERASED = 0.005
 """A forward probe counts as erased where the answer's probability is at most this."""
@@ -47,6 +48,7 @@ def probe_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) ->
     )
 
 
+@undisturbed
 def base_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) -> pd.DataFrame:
     """`probe_frame` of the base model, with the floor of each reverse probe.
 
@@ -72,6 +74,7 @@ def base_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) -> 
     return frame
 
 
+@undisturbed
 def with_after(base: pd.DataFrame, lens: Lens, concept: Concept) -> pd.DataFrame:
     """`base_frame` with `p_after`, from the model as it stands, and `kept` of each known probe."""
     frame = base.copy()

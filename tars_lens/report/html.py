@@ -9,7 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import tars_lens.report.assets as assets
-from tars_lens.files import write_text
+from tars_lens.errors import told
+from tars_lens.files import user_path, write_text
 from tars_lens.report import gallery, tables
 from tars_lens.report.run import Run, load_run
 from tars_lens.report.style import visible, visible_lines
@@ -29,8 +30,11 @@ def write_report(folder: Path | str, out: Path | str | None = None) -> Path:
     Raises:
         TarsError: No run there, one that can't be read, or the file can't be written.
     """
-    path = Path(out) if out is not None else Path(folder) / "report.html"
-    write_text(path, render(load_run(folder)))
+    path = user_path(out if out is not None else Path(folder) / "report.html")
+    run = load_run(folder)
+    with told(f"the run in {str(folder)!r} can't be drawn", "Make it again: tars-lens erase."):
+        page = render(run)
+    write_text(path, page)
     return path
 
 

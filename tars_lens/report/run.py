@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from tars_lens.errors import TarsError
+from tars_lens.files import user_path
 
 SCHEMA = 1
 
@@ -94,7 +95,7 @@ def load_run(folder: Path | str) -> Run:
         TarsError: No such folder, no `report.json` in it, one of another schema or shape, or a
             table that can't be read.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     report = _report(folder)
     tables = {}
     named = report.get("tables", list(_TABLES))

@@ -30,6 +30,7 @@ from tars_lens.method.settings import MethodName, Settings
 from tars_lens.patch import package_versions
 from tars_lens.rivals.base import Rival, of_all
 from tars_lens.rivals.cost import measured
+from tars_lens.surroundings import undisturbed
 
 SCHEMA = 1
 OURS: tuple[MethodName, ...] = ("tars", "paper")
@@ -95,6 +96,7 @@ class Comparison:
         return ("comparison.json", "comparison.md", *(f"{name}.csv" for name in tables))
 
 
+@undisturbed
 def compare(
     lens: Lens,
     concepts: Sequence[Concept],

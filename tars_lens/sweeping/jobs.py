@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import tomllib
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
 from tars_lens.catalogue import BUILT_IN
+from tars_lens.common.text import read_toml
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError, unknown
 from tars_lens.files import user_path
@@ -97,10 +97,7 @@ def read_spec(path: Path | str) -> list[Job]:
         TarsError: No such file, a malformed one (names the key), or a card or setting that is.
     """
     path = user_path(path)
-    try:
-        spec = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TarsError(f"cannot read the sweep {str(path)!r}: {error}.") from error
+    spec = read_toml(path, "sweep")
     _check(spec, path)
     groups = [[g] if isinstance(g, str) else g for g in spec["concepts"]]
     cards = [[Concept.load(_placed(name, path.parent)) for name in group] for group in groups]

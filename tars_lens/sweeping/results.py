@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from tars_lens.errors import TarsError
+from tars_lens.errors import told
 from tars_lens.folders import whole_folder
 from tars_lens.sweeping.jobs import Job
 from tars_lens.sweeping.running import JOB_FILE
@@ -85,10 +85,10 @@ def _report(out: Path, job: Job) -> dict[str, Any] | None:
     if not is_done(out, job):
         return None
     file = job_folder(out, job) / "report.json"
-    try:
+    with told(f"cannot read {str(file)!r}", "Delete its folder."):
         report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TarsError(f"cannot read {str(file)!r}: {error}. Delete its folder.") from error
+        for index, _ in enumerate(job.concepts):
+            _figures(report, index)
     return report
 
 
