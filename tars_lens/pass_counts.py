@@ -72,7 +72,7 @@ def passes(
 
 
 def kl_passes(settings: Settings, layers: int, tokens: int, *, cached: bool = False) -> float:
-    """Passes of the paired KL: the base, and the edited model from its first edited layer on.
+    """Passes of the paired KL: the base; edited model and silenced base from the first edit on.
 
     Args:
         settings: Depths.
@@ -83,7 +83,7 @@ def kl_passes(settings: Settings, layers: int, tokens: int, *, cached: bool = Fa
     """
     depths = _Depths.of(settings, layers)
     base = depths.share(0, depths.first) if cached else 1.0
-    return (base + depths.share(depths.first)) * tokens / WIDTH
+    return (base + 2 * depths.share(depths.first)) * tokens / WIDTH
 
 
 def bisection_steps(*, post_norm: bool = False, again: bool = False) -> int:
