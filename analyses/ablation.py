@@ -13,10 +13,10 @@ from common import begin, command_line, parser
 
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
+from tars_lens.method.settings import Settings
 from tars_lens.report.figures import ablation as drawn
 from tars_lens.report.figures import rows_height
 from tars_lens.report.style import figure
-from tars_lens.method.settings import Settings
 
 EIGHT = (
     *("saturn", "sherlock_holmes", "paris", "einstein"),

@@ -26,10 +26,10 @@ from tars_lens.explaining.known import Known
 from tars_lens.files import sha256_file, write_json, write_text
 from tars_lens.lens import Lens
 from tars_lens.measure.probes import base_frame
+from tars_lens.method.settings import MethodName, Settings
 from tars_lens.patch import Patch, package_versions
 from tars_lens.report.figures import interference
 from tars_lens.report.style import figure, save
-from tars_lens.method.settings import MethodName, Settings
 from tars_lens.windows import Windows, cut
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ import tars_lens
 from tars_lens.concept import Concept
 from tars_lens.describing import describe
 from tars_lens.explaining.vectors import null_table, trajectory_table
+from tars_lens.method.targeting import TargetingVector
 from tars_lens.report import figures
 from tars_lens.report.style import figure
-from tars_lens.method.targeting import TargetingVector
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,6 +15,9 @@ from unittest.mock import patch as replaced
 
 import pandas as pd
 import torch
+from tars_lens.neutral import Neutral
+from tars_lens.removal import Removal, remove
+from tars_lens.study import study
 from timing import arguments, compared, interleaved, show
 
 from tars_lens.concept import Concept
@@ -22,10 +25,7 @@ from tars_lens.corpus import load_corpus
 from tars_lens.erasure import erase
 from tars_lens.lens import Lens
 from tars_lens.loading import load
-from tars_lens.neutral import Neutral
-from tars_lens.removal import Removal, remove
 from tars_lens.method.settings import Settings
-from tars_lens.study import study
 from tars_lens.method.unembedding import Unembedding
 from tars_lens.windows import cut
 

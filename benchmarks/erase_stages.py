@@ -8,6 +8,8 @@ from typing import Any
 from unittest.mock import patch as replaced
 
 import pandas as pd
+from tars_lens.neutral import Neutral
+from tars_lens.trials import Trials
 from timing import arguments, interleaved, peak_bytes, reset_peak, show
 
 from tars_lens import erasure, removal
@@ -15,9 +17,7 @@ from tars_lens.concept import Concept
 from tars_lens.corpus import load_corpus
 from tars_lens.lens import Lens
 from tars_lens.loading import load
-from tars_lens.neutral import Neutral
 from tars_lens.method.settings import Settings
-from tars_lens.trials import Trials
 from tars_lens.method.unembedding import Unembedding
 from tars_lens.windows import cut
 

@@ -15,9 +15,8 @@ from timing import Case, added_peak_bytes, arguments, compared, interleaved, sho
 from tars_lens.corpus import load_corpus
 from tars_lens.lens import Lens, Point
 from tars_lens.loading import load
-from tars_lens.measure.kl import Divergence, paired_kl
+from tars_lens.measure.kl import kl_divergence, paired_kl, rows_at_once
 from tars_lens.method.settings import Settings
-from tars_lens.trial import kl_divergence, rows_at_once
 from tars_lens.weights import Edits, Rows, written
 from tars_lens.windows import Windows, cut
 
@@ -65,13 +64,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def separate_kl(lens: Lens, edits: Edits, windows: Windows) -> Divergence:
-    """The same figures the plain way: all logits of the base, all of the edited model, then KL."""
+def separate_kl(lens: Lens, edits: Edits, windows: Windows) -> torch.Tensor:
+    """The same KL the plain way: all logits of the base, all of the edited model, then KL."""
     old = _logits(lens, windows)
     with written(lens, edits):
         new = _logits(lens, windows)
     pairs = zip(old, new, strict=True)
-    return Divergence(torch.stack([kl_divergence(a, b) for a, b in pairs]), windows)
+    return torch.stack([kl_divergence(a, b) for a, b in pairs])
 
 
 def shared_passes(lens: Lens, edits: Edits, windows: Windows) -> None:

@@ -69,10 +69,11 @@ def measured(options: Any) -> dict[str, float]:
 def _maker(method: str, lens: Any, concept: Any, corpus: Any) -> Callable[[], Any]:
     from tars_lens.neutral import Neutral
     from tars_lens.removal import remove
-    from tars_lens.rivals.registry import RIVALS
-    from tars_lens.method.settings import Settings
     from tars_lens.study import study
+
+    from tars_lens.method.settings import Settings
     from tars_lens.method.unembedding import Unembedding
+    from tars_lens.rivals.registry import RIVALS
     from tars_lens.windows import cut
 
     windows, settings = cut(lens, corpus), Settings()

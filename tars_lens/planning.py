@@ -18,7 +18,7 @@ SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _BATCH = 4  # windows that run side by side in the KL and the statistics
 _IMPORTS = 500_000_000
 _SOLVES = 2  # float32 copies of a covariance while a linear system is solved
-_LOGITS = 64_000_000
+_LOGITS = 96_000_000  # three slices of the KL
 
 
 @dataclass(frozen=True)

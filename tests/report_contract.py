@@ -10,7 +10,9 @@ _FIVE = {
     "tokens": COUNT,
     **dict.fromkeys(("median", "mean", "p95", "p99", "max"), FIGURE),
 }
-_COUNTED = {"n": COUNT, "known": COUNT}
+_SILENCE = dict.fromkeys(("unchanged", "unchanged_from_silenced", "hosts_kl_mean"), FIGURE)
+_DAMAGE = {**_FIVE, **_SILENCE}
+_COUNTED = dict.fromkeys(("n", "known", "said_before", "said_after"), COUNT)
 
 CONTRACT: dict[str, Any] = {
     "schema": COUNT,
@@ -25,14 +27,18 @@ CONTRACT: dict[str, Any] = {
                     **_COUNTED,
                     **dict.fromkeys(("before_mean", "after_mean", "after_max", "erased"), FIGURE),
                 },
-                "reverse": {**_COUNTED, "set_phrases": COUNT, "kept": FIGURE},
+                "reverse": {
+                    **_COUNTED,
+                    **dict.fromkeys(("set_phrases", "said_substitute", "said_after_own"), COUNT),
+                    "kept": FIGURE,
+                },
                 "neighbour": {**_COUNTED, "kept": FIGURE, "worst_kept": FIGURE},
                 "multilingual": {**_COUNTED, "kept": FIGURE, "languages": {}},
             },
             "seconds": NUMBER,
         }
     ],
-    "kl": {"corpus": TEXT, **_FIVE, "elsewhere": _FIVE},
+    "kl": {"corpus": TEXT, **_DAMAGE, "elsewhere": _DAMAGE},
     "verified": {
         "rows_changed": COUNT,
         "rows_planned": COUNT,
@@ -101,6 +107,8 @@ def _probes(report: dict[str, Any]) -> list[str]:
             at = f"{concept['name']}, {kind}"
             if figures["known"] > figures["n"]:
                 found.append(f"{at}: more known than asked")
+            if max(v for k, v in figures.items() if k.startswith("said_")) > figures["known"]:
+                found.append(f"{at}: more said than known")
             key = "erased" if kind == "forward" else "kept"
             if (figures[key] is None) != (figures["known"] == 0):
                 found.append(f"{at}: null stands for 'none is known', and only for that")
@@ -108,6 +116,10 @@ def _probes(report: dict[str, Any]) -> list[str]:
                 found.append(f"{at}: {key} is below 0")
             if kind in ("forward", "neighbour") and (figures[key] or 0) > 1:
                 found.append(f"{at}: {key} is above 1")
+        reverse = concept["probes"]["reverse"]
+        anyway = reverse["said_after"] - reverse["said_after_own"]
+        if not 0 <= anyway <= reverse["said_substitute"]:
+            found.append(f"{concept['name']}: what is said anyway doesn't add up")
         forward = concept["probes"]["forward"]
         if forward["known"] and not 0 <= forward["after_mean"] <= forward["after_max"] <= 1:
             found.append(f"{concept['name']}: forward mean and worst are out of order")
@@ -130,10 +142,12 @@ def _kl(report: dict[str, Any]) -> list[str]:
     for at, five in (("kl", whole), ("kl.elsewhere", whole["elsewhere"])):
         values = [five[key] for key in ("median", "p95", "p99", "max")]
         if five["tokens"] == 0:
-            ordered = values == [None] * 4
+            ordered = [*values, *(five[key] for key in _SILENCE)] == [None] * 7
         else:
             ordered = None not in values and values[0] >= 0 and values == sorted(values)
-            ordered = ordered and 0 <= five["mean"] <= five["max"]
+            ordered = ordered and 0 <= five["mean"] <= five["max"] and five["hosts_kl_mean"] >= 0
+            shares = [five[key] for key in ("unchanged", "unchanged_from_silenced")]
+            ordered = ordered and all(0 <= value <= 1 for value in shares)
         if not ordered:
             found.append(f"{at}: the figures are out of order")
     if not 0 <= whole["elsewhere"]["tokens"] <= whole["tokens"] or whole["tokens"] == 0:

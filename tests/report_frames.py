@@ -31,6 +31,9 @@ def probes(concepts=("Sherlock Holmes", "Saturn")):
                         "set_phrase": False,
                         "p_after": after,
                         "kept": after / p,
+                        "top_before": p >= 0.5,
+                        "top_after": after >= 0.5,
+                        "top_substitute": False,
                     }
                 )
     return pd.DataFrame(rows)

@@ -73,7 +73,7 @@ def test_paired_kl(run):
     lens = tiny_lens("llama")
     windows = cut(lens, load_corpus(world().corpus, progress=False), reported_tokens=512)
     edits = {(1, "out"): Rows(torch.tensor([3]), -40 * lens.vectors(1, "out")[[3]])}
-    separate = sys.modules["paired_kl"].separate_kl(lens, edits, windows).values
+    separate = sys.modules["paired_kl"].separate_kl(lens, edits, windows)
     paired = paired_kl(lens, edits, windows).values
     torch.testing.assert_close(paired, separate, rtol=1e-3, atol=1e-7)
     assert separate.max() > 1e-5

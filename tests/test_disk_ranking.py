@@ -14,9 +14,9 @@ from tars_lens import disk_ranking
 from tars_lens.disk_ranking import checkpoint_cosines, rank_checkpoint
 from tars_lens.errors import TarsError
 from tars_lens.layout import stored_tensors
-from tars_lens.norm_index import NormIndex
 from tars_lens.method.ranking import cosines, null_distribution, rank
 from tars_lens.method.targeting import TargetingVector
+from tars_lens.norm_index import NormIndex
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

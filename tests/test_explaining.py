@@ -61,7 +61,8 @@ def divergence():
     values = torch.logspace(-8, 0, 12).reshape(2, 6)
     ids = torch.zeros(2, 6, dtype=torch.long)
     texts = ("it tells of nothing", f"it tells of {Concept.load(world().card).answer}")
-    return Divergence(values, Windows(ids, texts, ids, ids, "texts"))
+    none = torch.zeros(2, 6, dtype=torch.bool)
+    return Divergence(values, Windows(ids, texts, ids, ids, "texts"), none, none, values)
 
 
 @pytest.fixture(scope="module")

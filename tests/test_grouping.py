@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
+from tars_lens.trial import Bench
 from tiny import ARCHITECTURES, tiny_lens
 
 from tars_lens.grouping import groups, padded
 from tars_lens.lens import Point
-from tars_lens.trial import Bench
 
 TEXTS = ["w3 w5 w9 w20 w33", "w7 w8", "w40 w2 w2 w15", "w9", "w11 w12 w13 w14 w15 w16 w17 w18"]
 

@@ -12,9 +12,9 @@ from tars_lens import leading
 from tars_lens.concept import Concept
 from tars_lens.inspection import inspect
 from tars_lens.lens import tensor_sha256
-from tars_lens.model_state import model_state
 from tars_lens.method.ranking import null_distribution, rank
 from tars_lens.method.targeting import PLAIN, TargetingVector, approximate, target
+from tars_lens.model_state import model_state
 
 FILES = {"prompts", "vectors", "angles", "trajectory", "ranking", "null"}
 VARIANTS = ["raw", "refined", "centred", "unembedding", "whitened"]

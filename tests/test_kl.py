@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_lens
+from tars_lens.trial import kl_divergence
+from tiny import read_checkpoint, save_checkpoint, tiny_lens
 
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens, Point, tensor_sha256
 from tars_lens.measure import base_stream
 from tars_lens.measure.base_stream import stream_path, worth_keeping
 from tars_lens.measure.kl import Divergence, five, paired_kl
-from tars_lens.trial import kl_divergence
 from tars_lens.weights import Rows, written
 from tars_lens.windows import Windows
 
@@ -51,9 +51,67 @@ def test_positions_before_the_edit_speaks_cost_exactly_nothing():
     edits = {
         (layer, "out"): Rows(torch.tensor([neuron]), -30 * lens.vectors(layer, "out")[[neuron]])
     }
-    values = paired_kl(lens, edits, _windows(lens)).values
+    found = paired_kl(lens, edits, _windows(lens))
     assert 0 < share[neuron] < 1
-    assert torch.equal(values > 0, active[..., neuron])
+    spoke = active[..., neuron]
+    assert torch.equal(found.values > 0, spoke)
+    assert not found.hosts_kl[~spoke].any() and found.hosts_kl.any()
+    assert torch.equal(found.unchanged, ~spoke)
+    assert torch.equal(found.unchanged_from_silenced, ~spoke)
+
+
+def test_a_planted_neuron_that_is_silent_leaves_the_silenced_base(tmp_path):
+    lens = tiny_lens("llama")
+    hf = read_checkpoint(save_checkpoint(tmp_path, "llama"))  # the same random weights
+    windows, layer = _windows(lens), 2
+    inner = lens.capture(windows.reported, [Point("mlp_in", layer)])[Point("mlp_in", layer)]
+    reads = inner[1, 5] - inner[1, 9]  # positive at some positions, negative at others
+    edits = {
+        (layer, "gate"): Rows(torch.tensor([4]), 1e5 * reads[None]),  # silu underflows below 0
+        (layer, "out"): Rows(torch.tensor([4]), torch.ones(1, 16)),
+    }
+    found = paired_kl(lens, edits, windows)
+    mlp = hf.model.layers[layer].mlp
+    logits = []
+    with torch.no_grad():
+        for gate, out in ((None, None), (1e5 * reads, 1.0), (None, 0.0)):
+            if gate is not None:
+                mlp.gate_proj.weight[4] = gate
+            if out is not None:
+                mlp.down_proj.weight[:, 4] = out
+            logits.append(hf(windows.reported).logits)
+    base, edited, silenced = logits
+    silent = (edited == silenced).all(dim=-1)
+    assert 0.2 < silent.float().mean() < 0.8
+    assert torch.equal(found.unchanged_from_silenced, silent)
+    assert torch.equal(found.unchanged, (edited == base).all(dim=-1)) and not found.unchanged.any()
+    for kl, other in ((found.values, edited), (found.hosts_kl, silenced)):
+        before, after = base.log_softmax(-1), other.log_softmax(-1)
+        plain = torch.nn.functional.kl_div(after, before, log_target=True, reduction="none").sum(-1)
+        torch.testing.assert_close(kl, plain, rtol=1e-3, atol=1e-6)
+    figures = found.figures()
+    assert figures["unchanged"] == 0
+    assert figures["unchanged_from_silenced"] == pytest.approx(float(silent.float().mean()))
+    assert figures["hosts_kl_mean"] == pytest.approx(float(found.hosts_kl.mean()))
+
+
+def test_hosts_that_are_only_silenced_are_the_silenced_base():
+    lens = tiny_lens("llama")
+    edits = {
+        (0, "out"): Rows(torch.tensor([7]), torch.zeros(1, 16)),
+        (2, "out"): Rows(torch.tensor([2, 5]), torch.zeros(2, 16)),
+    }
+    found = paired_kl(lens, edits, _windows(lens))
+    assert found.unchanged_from_silenced.all() and not found.unchanged.any()
+    assert torch.equal(found.hosts_kl, found.values) and found.values.max() > 0
+
+
+def test_streams_that_differ_may_give_the_same_logits():
+    lens = tiny_lens("mistral")
+    with torch.no_grad():
+        lens.model.unembed.W_U.zero_()
+    found = paired_kl(lens, _edit(lens), _windows(lens))
+    assert found.unchanged.all() and found.unchanged_from_silenced.all()
 
 
 def test_slices_in_place_give_the_bits_of_the_formula():
@@ -69,7 +127,9 @@ def test_slices_in_place_give_the_bits_of_the_formula():
 def test_edits_that_change_nothing_cost_exactly_nothing():
     lens = tiny_lens("llama")
     same = {(1, "out"): Rows(torch.tensor([3]), lens.vectors(1, "out")[[3]].clone())}
-    assert paired_kl(lens, same, _windows(lens)).values.max() == 0.0
+    found = paired_kl(lens, same, _windows(lens))
+    assert found.values.max() == 0.0 and found.unchanged.all()
+    assert not found.unchanged_from_silenced.any() and found.hosts_kl.max() > 0
 
 
 @pytest.fixture
@@ -226,11 +286,20 @@ def test_elsewhere_leaves_out_windows_that_name_the_concept():
     windows = _windows(lens, ("the rings of SATURN", "saturnine", "plain", "a", "b", "c"))
     values = torch.full((6, 16), 0.5)
     values[0] = 9.0
-    figures = Divergence(values, windows).figures(["Saturn"])
+    unchanged, silent = values > 9, values > 1
+    unchanged[0, :12] = unchanged[1, :8] = True
+    divergence = Divergence(values, windows, unchanged, silent, values / 5)
+    figures = divergence.figures(["Saturn"])
     assert figures["tokens"] == 96 and figures["max"] == 9.0
     assert figures["elsewhere"]["tokens"] == 80
     assert figures["elsewhere"]["windows"] == 5
     assert figures["elsewhere"]["max"] == 0.5
+    assert (figures["unchanged"], figures["elsewhere"]["unchanged"]) == (20 / 96, 0.1)
+    silent = "unchanged_from_silenced"
+    assert (figures[silent], figures["elsewhere"][silent]) == (1 / 6, 0)
+    assert figures["elsewhere"]["hosts_kl_mean"] == pytest.approx(0.1)
+    nowhere = divergence.figures(windows.texts)["elsewhere"]
+    assert [nowhere[key] for key in ("unchanged", silent, "hosts_kl_mean")] == [None] * 3
 
 
 def test_the_worst_positions_come_first_with_their_text():
@@ -238,7 +307,8 @@ def test_the_worst_positions_come_first_with_their_text():
     windows = _windows(lens)
     values = torch.zeros(6, 16)
     values[2, 15], values[4, 3] = 2.0, 1.0
-    frame = Divergence(values, windows).worst(lens, count=2)
+    none = torch.zeros(6, 16, dtype=torch.bool)
+    frame = Divergence(values, windows, none, none, values).worst(lens, count=2)
     assert frame["kl"].tolist() == [2.0, 1.0]
     assert frame["token"].tolist() == [
         lens.string(int(windows.reported[2, 15])),

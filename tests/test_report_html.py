@@ -52,11 +52,12 @@ class Page(HTMLParser):
 
 def _kl(**more):
     figures = {"median": 0.0003, "mean": 0.002, "p95": 0.005, "p99": 0.03, "max": 8.5}
-    return {"tokens": 25_600, **figures, **more}
+    silence = {"unchanged": 0.0, "unchanged_from_silenced": 0.99999, "hosts_kl_mean": 0.00012}
+    return {"tokens": 25_600, **figures, **silence, **more}
 
 
 def _concept(name, forward_max=0.001, reverse=0.1):
-    known = {"n": 8, "known": 7}
+    known = {"n": 8, "known": 7, "said_before": 6, "said_after": 0}
     forward = {"before_mean": 0.4, "after_mean": 0.0004, "after_max": forward_max}
     forward["erased"] = 1.0 if forward_max <= 0.005 else 6 / 7
     worst = {"worst": "<b>Jupiter</b>", "worst_kept": 0.8}
@@ -65,9 +66,9 @@ def _concept(name, forward_max=0.001, reverse=0.1):
         "edits": [{"layer": 2, "role": "out", "neuron": 5, "cosine": None}],
         "probes": {
             "forward": {**known, **forward},
-            "reverse": {**known, "kept": reverse},
+            "reverse": {**known, "kept": reverse, "said_substitute": 2, "said_after_own": 0},
             "neighbour": {**known, "kept": 0.98, **worst},
-            "multilingual": {"n": 6, "known": 2, "kept": 0.01, "worst": "土星"},
+            "multilingual": {**known, "n": 6, "known": 2, "kept": 0.01, "worst": "土星"},
         },
         "seconds": 3.0,
     }
@@ -234,21 +235,53 @@ def test_the_verdict_is_that_of_the_figures(tmp_path):
     ceres["reverse"]["kept"] = 0.92
     vesta["forward"].update(dict.fromkeys(mars["forward"]), n=8, known=0)
     report["verified"]["others_identical"] = False
+    mars["reverse"]["said_after"] = 2
+    venus["forward"]["said_after"] = 1
+    ceres["reverse"].update(said_after=3, said_after_own=1)
     words = _page(_bare(tmp_path, report)).words
-    assert "Mars: removed. From the description to the name, 7 of 7" in words
-    assert "Venus: not fully removed. From the description to the name, 6 of 7" in words
-    assert "Ceres: the name is removed, not all that it leads to." in words
+    assert (
+        "Mars: removed. Mars is no longer said on any of 7 prompts; 2 of 7 facts about it still "
+        "are (2 of them with another name in its place too). From the description to the name, 7"
+    ) in words
+    assert (
+        "Venus: not fully removed. Venus is said on 1 of 7 prompts (6 before); none of 7 facts "
+        "about it is. From the description to the name, 6 of 7"
+    ) in words
+    assert (
+        "Ceres: the name is removed, not all that it leads to. Ceres is no longer said on any of 7 "
+        "prompts; 3 of 7 facts about it still are (2 of them with another name"
+    ) in words
     assert "Vesta: nothing to remove. The base model knew none of 8" in words
     assert "Not verified. 9 of 9 planned" in words
     misses = words[words.index("What fell short") : words.index("Settings and versions")]
     assert "The edit is not verified" in misses
-    assert "Venus: not fully removed; one forward probe still says it with p = 0.0200" in misses
+    assert "Venus: not fully removed; one forward probe still gives it p = 0.0200" in misses
     assert "Ceres: asked by its name, the model still has 92%" in misses
+    assert "Ceres: asked by its name, the model still says 1 of 7 known attributes" in misses
     assert "Mars: asked" not in misses
     assert "Probes in other languages that the base model never knew show nothing: Mars 4 of 6" in (
         misses
     )
     assert "moved by 8.5 nats" in misses
+
+
+def test_one_answer_that_is_still_said_is_not_removed_however_little_is_kept(tmp_path):
+    report = _report(("Mars",))
+    report["concepts"][0]["probes"]["reverse"].update(kept=0.01, said_after=1, said_after_own=1)
+    words = _page(_bare(tmp_path, report)).words
+    assert "Mars: the name is removed, not all that it leads to." in words
+    assert "1 of 7 facts about it still is. From" in words
+    assert "99.99%" in words and "6 > 1" in words
+
+
+def test_a_run_of_an_earlier_version_is_shown_without_what_is_said(tmp_path):
+    report = _report(("Mars",))
+    for figures in report["concepts"][0]["probes"].values():
+        for key in [key for key in figures if key.startswith("said_")]:
+            del figures[key]
+    words = _page(_bare(tmp_path, report)).words
+    assert "Mars: removed. From the description to the name, 7 of 7" in words
+    assert "is no longer said" not in words
 
 
 def test_a_run_without_a_kl_says_so(tmp_path):

@@ -13,9 +13,9 @@ from tiny_concept import world
 
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
+from tars_lens.method.settings import Settings
 from tars_lens.search_results import OBJECTIVES, dominates, pick, summarise
 from tars_lens.searching import SPACE, blinded, check_space, search_settings
-from tars_lens.method.settings import Settings
 
 pytest.importorskip("optuna")
 

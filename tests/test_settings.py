@@ -11,9 +11,9 @@ from commands import mistake, run
 from tars_lens.cli import app
 from tars_lens.cli_compare import RIVALS
 from tars_lens.errors import TarsError
+from tars_lens.method.settings import LAST_SEED, Settings
 from tars_lens.rivals.registry import RIVALS as REGISTERED
 from tars_lens.searching import check_space
-from tars_lens.method.settings import LAST_SEED, Settings
 
 COMMANDS = typer.main.get_command(app).commands
 SEEDED = sorted(n for n, c in COMMANDS.items() if any(p.name == "seed" for p in c.params))

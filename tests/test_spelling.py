@@ -9,8 +9,8 @@ from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
 from tars_lens.forms import first_tokens
 from tars_lens.lens import Lens
-from tars_lens.spelling import Spelling
 from tars_lens.method.unembedding import Unembedding
+from tars_lens.spelling import Spelling
 
 BYTES = [f"<0x{i:02X}>" for i in range(256)]
 

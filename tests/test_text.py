@@ -7,10 +7,10 @@ import pytest
 from commands import run
 
 from tars_lens.card_making.sentences import forward_cuts, sentences_of
+from tars_lens.common.text import forms_in, paragraphs, plain, read_text, substituted
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
 from tars_lens.files import file_key, shell_path
-from tars_lens.common.text import forms_in, paragraphs, plain, read_text, substituted
 
 FOUND = [
     ("วงแหวนของดาวเสาร์ประกอบด้วยน้ำแข็ง", "ดาวเสาร์"),

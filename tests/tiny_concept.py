@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tars_lens.neutral import Neutral
+from tars_lens.study import Study, study
 from tiny import WORDS, save_checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -17,9 +19,7 @@ from tars_lens.concept import Concept
 from tars_lens.corpus import load_corpus
 from tars_lens.lens import Lens
 from tars_lens.loading import load
-from tars_lens.neutral import Neutral
 from tars_lens.method.settings import Settings
-from tars_lens.study import Study, study
 from tars_lens.method.unembedding import Unembedding
 from tars_lens.windows import Windows, cut
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from tars_lens.concept import forms_in
@@ -15,7 +15,7 @@ from tars_lens.lens import Lens, Point
 from tars_lens.measure.base_stream import keep_stream, read_stream, stream_path, worth_keeping
 from tars_lens.measure.spread import kl_histogram
 from tars_lens.surroundings import undisturbed
-from tars_lens.weights import Edits, written
+from tars_lens.weights import Edits, Place, Rows, written
 from tars_lens.windows import Windows
 
 _BATCH = 4
@@ -28,37 +28,59 @@ ROWS_IN_CACHE = 16
 
 @dataclass(frozen=True)
 class Divergence:
-    """`KL(base || edited)` of the next token at every position of the reported windows, in nats.
+    """Base, edited model and silenced base at every position of the reported windows.
+
+    The silenced base is the base with the `out` rows of the edited neurons at zero: what an edit
+    does where its planted neurons say nothing.
 
     Attributes:
-        values: One figure a position.
+        values: `KL(base || edited)` of the next token, in nats.
         windows: What was read.
+        unchanged: Whether the edited model's logits are the base's bits.
+        unchanged_from_silenced: Whether they are the silenced base's bits.
+        hosts_kl: `KL(base || silenced)` of the next token, in nats.
     """
 
     values: Float[Tensor, "windows pos"]
     windows: Windows
+    unchanged: Bool[Tensor, "windows pos"]
+    unchanged_from_silenced: Bool[Tensor, "windows pos"]
+    hosts_kl: Float[Tensor, "windows pos"]
 
     def figures(self, forms: Iterable[str] = ()) -> dict[str, Any]:
-        """The five figures over all windows, and `elsewhere`: over those that name no form."""
-        forms = tuple(forms)
-        elsewhere = [not forms_in(text, forms) for text in self.windows.texts]
-        mask = torch.tensor(elsewhere, device=self.values.device)
+        """The figures over all windows, and `elsewhere`: over those that name no form.
+
+        Returns:
+            Of each: windows, those of `five`, unchanged and unchanged_from_silenced (shares of the
+            positions), and hosts_kl_mean (nats).
+        """
+        elsewhere = self._elsewhere(forms)
+        everywhere = self._figures(torch.ones_like(elsewhere))
         return {
             "corpus": self.windows.corpus,
-            "windows": len(self.values),
-            **five(self.values.flatten()),
-            "elsewhere": {
-                "windows": int(mask.sum()),
-                **five(self.values[mask].flatten()),
-            },
+            **everywhere,
+            "elsewhere": self._figures(elsewhere),
         }
 
     def histogram(self, forms: Iterable[str] = ()) -> pd.DataFrame:
         """Counts of the values: bin_low, bin_high (nats), count, elsewhere_count."""
-        forms = tuple(forms)
-        elsewhere = [not forms_in(text, forms) for text in self.windows.texts]
         flat = pd.Series(self.values.flatten().cpu().numpy())
-        return kl_histogram(flat, pd.Series(elsewhere).repeat(self.values.shape[1]).to_numpy())
+        elsewhere = pd.Series(self._elsewhere(forms).tolist())
+        return kl_histogram(flat, elsewhere.repeat(self.values.shape[1]).to_numpy())
+
+    def _elsewhere(self, forms: Iterable[str]) -> Bool[Tensor, " windows"]:
+        forms = tuple(forms)
+        named = [bool(forms_in(text, forms)) for text in self.windows.texts]
+        return ~torch.tensor(named, device=self.values.device)
+
+    def _figures(self, chosen: Bool[Tensor, " windows"]) -> dict[str, Any]:
+        return {
+            "windows": int(chosen.sum()),
+            **five(self.values[chosen].flatten()),
+            "unchanged": _mean(self.unchanged[chosen]),
+            "unchanged_from_silenced": _mean(self.unchanged_from_silenced[chosen]),
+            "hosts_kl_mean": _mean(self.hosts_kl[chosen]),
+        }
 
     def worst(self, lens: Lens, forms: Iterable[str] = (), count: int = 40) -> pd.DataFrame:
         """The most damaged positions with the text before them, worst first.
@@ -97,10 +119,10 @@ def paired_kl(
     advance: Callable[[int], None] | None = None,
     remember: bool = True,
 ) -> Divergence:
-    """Runs base and edited model over the reported windows side by side.
+    """Runs base, edited model and silenced base over the reported windows side by side.
 
-    The layers below the first edited one run once for both, and no logits are kept: each slice
-    is read out of both final residual streams and reduced at once.
+    The layers below the first edited one run once for all three, and no logits are kept: each
+    slice is read out of the final residual streams and reduced at once.
 
     Args:
         lens: The base model, the edits not in it.
@@ -121,13 +143,16 @@ def paired_kl(
     reported = windows.reported
     path = stream_path(lens, reported, _BATCH) if remember and worth_keeping(lens) else None
     known = read_stream(path, lens, reported) if path else None
-    values, stream = [], None
+    silence = _silence(lens, edits)
+    found, stream = [], None
     for index, ids in enumerate(reported.split(_BATCH)):
         seen = lens.capture(ids, [enter] if known is not None else [enter, leave])
         before = seen[leave] if known is None else known[index * _BATCH :][: len(ids)]
-        with written(lens, edits):
-            after = lens.residual(ids, -1, resume=(first, seen[enter]))
-        values.append(_divergence(lens, before, after))
+        others = []
+        for rows in (edits, silence):
+            with written(lens, rows):
+                others.append(lens.residual(ids, -1, resume=(first, seen[enter])))
+        found.append(_compared(lens, before, *others))
         if path and known is None:
             if stream is None:  # filled in place: parts would be held twice while they are joined
                 stream = before.new_empty(*reported.shape, lens.d_model)
@@ -136,7 +161,8 @@ def paired_kl(
             advance(len(ids))
     if path and stream is not None:
         keep_stream(path, stream)
-    return Divergence(torch.cat(values), windows)
+    values, *more = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Divergence(values, windows, *more)
 
 
 def five(values: Float[Tensor, " positions"]) -> dict[str, Any]:
@@ -149,18 +175,49 @@ def five(values: Float[Tensor, " positions"]) -> dict[str, Any]:
     return {"tokens": len(values), **dict(zip(names, found, strict=True))}
 
 
-def _divergence(
-    lens: Lens, base: Float[Tensor, "batch pos d_model"], edited: Float[Tensor, "batch pos d_model"]
-) -> Float[Tensor, "batch pos"]:
-    """KL of each position; where the final residual streams are the same bits, exactly 0."""
-    values = torch.zeros(base.shape[:2], device=base.device)
-    changed = (base != edited).any(dim=-1)
-    if changed.any():
-        rows = rows_at_once(lens)
-        pairs = zip(base[changed].split(rows), edited[changed].split(rows), strict=True)
-        found = [kl_divergence(lens.read_out(old), lens.read_out(new)) for old, new in pairs]
-        values[changed] = torch.cat(found)
-    return values
+def _mean(values: Tensor) -> float | None:
+    return float(values.double().mean()) if values.numel() else None
+
+
+def _silence(lens: Lens, edits: Edits) -> Edits:
+    """Zero `out` rows for every neuron of which any vector is edited."""
+    hosts: dict[Place, list[Tensor]] = {}
+    for (layer, _), rows in edits.items():
+        hosts.setdefault((layer, "out"), []).append(rows.neurons)
+    found = {place: torch.cat(neurons).unique() for place, neurons in hosts.items()}
+    return {p: Rows(n, torch.zeros(len(n), lens.d_model)) for p, n in found.items()}
+
+
+def _compared(
+    lens: Lens,
+    base: Float[Tensor, "batch pos d_model"],
+    edited: Float[Tensor, "batch pos d_model"],
+    silenced: Float[Tensor, "batch pos d_model"],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `Divergence` holds of each position, but for the windows.
+
+    Final residual streams that are the same bits give the same logits, and a KL of exactly 0: only
+    where they differ are the logits read out and compared, side by side in one slice, as a row's
+    bits may depend on how many rows are read with it.
+    """
+    shape, streams = base.shape[:2], [s.flatten(0, 1) for s in (base, edited, silenced)]
+    unchanged, silent = ((streams[1] == streams[i]).all(dim=-1) for i in (0, 2))
+    values, hosts = torch.zeros(2, len(unchanged), device=base.device)
+    pairs, triples = (~unchanged & silent).nonzero()[:, 0], (~silent).nonzero()[:, 0]
+    for rows in pairs.split(rows_at_once(lens)) if len(pairs) else ():
+        old, new = (lens.read_out(stream[rows]) for stream in streams[:2])
+        unchanged[rows] = (old == new).all(dim=-1)
+        values[rows] = hosts[rows] = kl_divergence(old, new)
+    for rows in triples.split(rows_at_once(lens)) if len(triples) else ():
+        old, new, quiet = (lens.read_out(stream[rows]) for stream in streams)
+        unchanged[rows], silent[rows] = ((new == other).all(dim=-1) for other in (old, quiet))
+        values[rows], hosts[rows] = kl_divergence(old, new), kl_divergence(old, quiet)
+    return (
+        values.reshape(shape),
+        unchanged.reshape(shape),
+        silent.reshape(shape),
+        hosts.reshape(shape),
+    )
 
 
 def rows_at_once(lens: Lens) -> int:

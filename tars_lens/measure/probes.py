@@ -25,7 +25,8 @@ def probe_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) ->
         probes: Which of its splits; the reported one where not given.
 
     Returns:
-        Columns concept, kind, language, distance, prompt, answer, p, known.
+        Columns concept, kind, language, distance, prompt, answer, p, known, top: whether greedy
+        decoding gives the answer.
     """
     rows = _listed(concept.probes if probes is None else probes)
     said = answer_probabilities(
@@ -44,6 +45,7 @@ def probe_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) ->
             # the types are given, as an empty table knows none: a card may have no probes
             "p": pd.Series(said.probability.tolist(), dtype=float),
             "known": pd.Series(said.known, dtype=bool),
+            "top": pd.Series(said.top, dtype=bool),
         }
     )
 
@@ -53,13 +55,15 @@ def base_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) -> 
     """`probe_frame` of the base model, with the floor of each reverse probe.
 
     Returns:
-        Columns concept, kind, language, distance, prompt, answer, p_before, known, floor,
-        set_phrase.
-        The floor is the base's answer with the card's substitute in place of the name, 0 without
-        one; a reverse probe with `floor > p_before / 2` is a set phrase.
+        Columns concept, kind, language, distance, prompt, answer, p_before, known, top_before,
+        floor, top_substitute, set_phrase.
+        The floor is the base's answer with the card's substitute in place of the name, and
+        `top_substitute` whether greedy decoding gives it there: 0 and false without a substitute.
+        A reverse probe with `floor > p_before / 2` is a set phrase.
     """
-    frame = probe_frame(lens, concept, probes).rename(columns={"p": "p_before"})
-    frame["floor"] = 0.0
+    frame = probe_frame(lens, concept, probes)
+    frame = frame.rename(columns={"p": "p_before", "top": "top_before"})
+    frame["floor"], frame["top_substitute"] = 0.0, False
     reverse = frame["kind"] == "reverse"
     if concept.substitute and reverse.any():
         texts = [
@@ -67,18 +71,18 @@ def base_frame(lens: Lens, concept: Concept, probes: ProbeSet | None = None) -> 
             for prompt in frame.loc[reverse, "prompt"]
         ]
         answers = [[answer] for answer in frame.loc[reverse, "answer"]]
-        frame.loc[reverse, "floor"] = answer_probabilities(
-            lens, texts, answers
-        ).probability.tolist()
+        found = answer_probabilities(lens, texts, answers)
+        frame.loc[reverse, "floor"] = found.probability.tolist()
+        frame.loc[reverse, "top_substitute"] = list(found.top)
     frame["set_phrase"] = reverse & (frame["floor"] > frame["p_before"] / 2)
     return frame
 
 
 @undisturbed
 def with_after(base: pd.DataFrame, lens: Lens, concept: Concept) -> pd.DataFrame:
-    """`base_frame` with `p_after`, from the model as it stands, and `kept` of each known probe."""
+    """`base_frame` and the model as it stands: p_after, top_after, and kept of known probes."""
     frame = base.copy()
-    frame["p_after"] = probe_frame(lens, concept)["p"]
+    frame[["p_after", "top_after"]] = probe_frame(lens, concept)[["p", "top"]]
     above = (frame["p_after"] - frame["floor"]).clip(lower=0)
     span = (frame["p_before"] - frame["floor"]).where(frame["known"] & ~frame["set_phrase"])
     frame["kept"] = above / span.where(span > 0)
@@ -86,7 +90,12 @@ def with_after(base: pd.DataFrame, lens: Lens, concept: Concept) -> pd.DataFrame
 
 
 def probe_figures(frame: pd.DataFrame) -> dict[str, Any]:
-    """The figures of one concept's probes, by kind; `None` where no probe is known."""
+    """The figures of one concept's probes, by kind; `None` where no probe is known.
+
+    `said_before` and `said_after` count the known probes whose answer greedy decoding gives. In
+    reverse `said_substitute` are those that the base gives with the substitute in the name's place
+    too, and `said_after_own` those given after the edit that are none of them.
+    """
     return {
         "forward": _forward(frame[frame["kind"] == "forward"]),
         "reverse": _reverse(frame[frame["kind"] == "reverse"]),
@@ -113,6 +122,7 @@ def _forward(frame: pd.DataFrame) -> dict[str, Any]:
         "after_mean": _figure(known["p_after"].mean()),
         "after_max": _figure(known["p_after"].max()),
         "erased": _figure((known["p_after"] <= ERASED).mean()),
+        **_said(known),
     }
 
 
@@ -128,6 +138,9 @@ def _reverse(frame: pd.DataFrame) -> dict[str, Any]:
         "after_mean": _figure(known["p_after"].mean()),
         "kept": _figure(left / span) if len(known) else None,
         **_worst(known, highest=True),
+        **_said(known),
+        "said_substitute": int(known["top_substitute"].sum()),
+        "said_after_own": int((known["top_after"] & ~known["top_substitute"]).sum()),
     }
 
 
@@ -147,6 +160,7 @@ def _near(frame: pd.DataFrame) -> dict[str, Any]:
         "known": len(known),
         "kept": math.exp(sum(logs) / len(logs)) if logs else None,
         **_worst(known, highest=False),
+        **_said(known),
     }
 
 
@@ -162,7 +176,12 @@ def _multilingual(frame: pd.DataFrame) -> dict[str, Any]:
             for language, row in sums.iterrows()
         },
         **_worst(known, highest=True),
+        **_said(known),
     }
+
+
+def _said(known: pd.DataFrame) -> dict[str, int]:
+    return {f"said_{when}": int(known[f"top_{when}"].sum()) for when in ("before", "after")}
 
 
 def _worst(known: pd.DataFrame, *, highest: bool) -> dict[str, Any]:

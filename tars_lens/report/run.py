@@ -35,8 +35,9 @@ _TABLES: dict[str, tuple[str, str, str]] = {
     "trajectory": ("", "step probability angle_degrees", ""),
     "null": ("source", "quantile cosine", ""),
 }
-# numbers that a table may have beside
+# numbers and truth values that a table may have beside
 _NUMBERS = ("rank_before", "rank_after", "cosine_before", "cosine_after", "vectors", "threshold")
+_TRUTHS = ("top_before", "top_after", "top_substitute")
 
 _FIGURES = ("median", "mean", "p95", "p99", "max")
 _NUMBER = (int, float)
@@ -184,6 +185,6 @@ def _table(path: Path, name: str) -> pd.DataFrame:
         )
     for column in (*numbers, *(c for c in _NUMBERS if c in frame)):
         frame[column] = pd.to_numeric(frame[column], errors="coerce")
-    for column in truths:
+    for column in (*truths, *(c for c in _TRUTHS if c in frame)):
         frame[column] = [_TRUE.get(value.lower(), True) for value in frame[column]]
     return frame

@@ -9,6 +9,13 @@ from rich.text import Text
 
 NONE = "-"
 
+_KINDS = {
+    "forward": "forward",
+    "reverse": "reverse",
+    "multilingual": "languages",
+    "neighbour": "neighbours",
+}
+
 
 def summary(report: dict[str, Any]) -> RenderableType:
     """Effect, damage and proof of an erasure, in that order, from its `report.json`."""
@@ -36,7 +43,7 @@ def notes(report: dict[str, Any]) -> list[str]:
             found.append(f"! {name}: the model knows none of the {forward['n']} forward probes.")
         elif forward["after_max"] > 0.005:
             found.append(
-                f"! {name}: not fully removed; one forward probe still says it with "
+                f"! {name}: not fully removed; one forward probe still gives it "
                 f"p = {forward['after_max']:.4f}."
             )
         for part in concept.get("parts", []):
@@ -69,26 +76,41 @@ def _heading(report: dict[str, Any]) -> Text:
 
 
 def _effect(report: dict[str, Any]) -> Table:
-    table = Table(title="What went, and what stayed (of the probes the base knows)", min_width=60)
-    table.add_column("concept")
-    for title in ("vectors", "forward, mean", "worst", "reverse kept", "languages kept"):
-        table.add_column(title, justify="right")
-    table.add_column("neighbours kept (worst)", justify="right")
-    table.add_column("seconds", justify="right")
+    about = "What went, and what stayed, of the probes the base knows"
+    table = Table(title=f"{about} (anyway: of the substitute too)")
+    for title in ("concept", "probes", "known", "kept", "worst", "said"):
+        words = title in ("concept", "probes", "worst")
+        table.add_column(title, justify="left" if words else "right")
     for concept in report["concepts"]:
-        probes = concept["probes"]
-        forward, neighbour = probes["forward"], probes["neighbour"]
-        table.add_row(
-            escape(concept["name"]),
-            str(len(concept["edits"])),
-            f"{_p(forward['before_mean'])} > {_p(forward['after_mean'])} {_of(forward)}",
-            _p(forward["after_max"], 4),
-            f"{_p(probes['reverse']['kept'])} {_of(probes['reverse'])}",
-            f"{_p(probes['multilingual']['kept'])} {_of(probes['multilingual'])}",
-            _neighbours(neighbour),
-            f"{concept['seconds']:.1f}",
-        )
+        vectors, seconds = len(concept["edits"]), concept["seconds"]
+        first = (escape(concept["name"]), f"{vectors} vectors", f"{seconds:.1f} s", "")
+        for (kind, name), beside in zip(_KINDS.items(), first, strict=True):
+            figures = concept["probes"][kind]
+            known = f"{figures['known']}/{figures['n']}"
+            table.add_row(beside, name, known, *_left(figures), said(figures))
+        table.add_section()
     return table
+
+
+def _left(figures: dict[str, Any]) -> tuple[str, str]:
+    """What is kept of a kind's probability, on the whole and at its worst probe."""
+    if "after_max" in figures:
+        mean = f"p {_p(figures['before_mean'])} > {_p(figures['after_mean'])}"
+        return mean, f"p {_p(figures['after_max'], 4)}"
+    worst = figures.get("worst")
+    return _p(figures["kept"]), f"{escape(worst)} {_p(figures['worst_kept'])}" if worst else NONE
+
+
+def said(figures: dict[str, Any]) -> str:
+    """How many known answers greedy decoding gives, before and after.
+
+    Those of `reverse` that it gives with the substitute in the name's place too stand in brackets.
+    """
+    if not figures["known"] or "said_after" not in figures:
+        return NONE
+    shown = f"{figures['said_before']} > {figures['said_after']}"
+    anyway = figures["said_after"] - figures.get("said_after_own", figures["said_after"])
+    return f"{shown} ({anyway} anyway)" if anyway else shown
 
 
 def _damage(report: dict[str, Any]) -> RenderableType:
@@ -102,7 +124,22 @@ def _damage(report: dict[str, Any]) -> RenderableType:
     for name, row in (("all", kl), ("naming no removed concept", kl["elsewhere"])):
         figures = (_p(row[key], 4) for key in ("median", "mean", "p95", "p99", "max"))
         table.add_row(name, f"{row['tokens']:,}", *figures)
-    return table
+    return Group(table, Text(_silence(kl["elsewhere"])))
+
+
+def _silence(row: dict[str, Any]) -> str:
+    if row.get("unchanged") is None:
+        return ""
+    return (
+        f"Where none is named, {share(row['unchanged'])} of the predictions are the base's to the "
+        f"bit, and {share(row['unchanged_from_silenced'])} those of the base with the edited "
+        f"neurons silenced, which alone moves them by {row['hosts_kl_mean']:.4f} nats on average."
+    )
+
+
+def share(value: float) -> str:
+    """A share in percent; what is not all or nothing isn't rounded to it."""
+    return f"{value if value in (0, 1) else min(max(value, 0.0001), 0.9999):.2%}"
 
 
 def _proof(report: dict[str, Any]) -> Text:
@@ -115,17 +152,6 @@ def _proof(report: dict[str, Any]) -> Text:
         f"undone bit-identically: {_yes(verified['restored_identical'])}.\n"
         f"{cost['seconds']:.0f} s, peak memory {cost['peak_rss_bytes'] / 1e9:.2f} GB."
     )
-
-
-def _neighbours(figures: dict[str, Any]) -> str:
-    if figures["kept"] is None:
-        return f"{NONE} {_of(figures)}"
-    worst = f"{escape(figures['worst'])} {figures['worst_kept']:.2f}"
-    return f"{figures['kept']:.2f} ({worst}) {_of(figures)}"
-
-
-def _of(figures: dict[str, Any]) -> str:
-    return f"({figures['known']}/{figures['n']})"
 
 
 def _p(value: float | None, digits: int = 2) -> str:

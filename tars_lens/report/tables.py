@@ -11,12 +11,15 @@ from markupsafe import Markup
 
 from tars_lens.report.run import Run
 from tars_lens.report.style import visible
+from tars_lens.report.summary import said, share
 from tars_lens.report.tokens import coloured, in_context
 from tars_lens.report.verdict import key_of
 
 NONE = "–"
 
 _WORST = 25
+_SAID = {"before": "before", "after": "after", "substitute": "with the substitute"}
+_ANSWERS = {True: "yes", False: "no", None: NONE}
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,10 @@ def effect_table(report: dict[str, Any]) -> Table:
         forward, neighbour = probes["forward"], probes["neighbour"]
         cells = [words(concept["name"]), number(len(concept["edits"]))]
         cells += [probability(forward[k]) for k in ("before_mean", "after_mean", "after_max")]
-        cells += [_kept(forward, "erased")]
-        cells += [_kept(probes[kind]) for kind in ("reverse", "multilingual")]
-        cells += [_kept(neighbour), _worst(neighbour)]
+        cells += [_kept(forward, "erased"), words(said(forward))]
+        for kind in ("reverse", "multilingual", "neighbour"):
+            cells += [_kept(probes[kind]), words(said(probes[kind]))]
+        cells += [_worst(neighbour)]
         rows.append((key_of(concept["name"]), tuple(cells)))
     titles = (
         "concept",
@@ -86,9 +90,13 @@ def effect_table(report: dict[str, Any]) -> Table:
         "mean p after",
         "worst p after",
         "erased",
+        "name said",
         "reverse kept",
+        "attributes said",
         "languages kept",
+        "languages said",
         "neighbours kept",
+        "neighbours said",
         "worst neighbour",
     )
     return Table(
@@ -107,8 +115,14 @@ def damage_table(report: dict[str, Any]) -> Table | None:
     for name, row in (("all", kl), ("naming no removed concept", kl["elsewhere"])):
         cells = [words(name), number(row["tokens"], "{:,.0f}")]
         cells += [number(row[key], "{:.4f}") for key in ("median", "mean", "p95", "p99", "max")]
+        shares = [row.get(key) for key in ("unchanged", "unchanged_from_silenced")]
+        cells += [Cell(NONE if value is None else share(value), number=True) for value in shares]
+        cells += [number(row.get("hosts_kl_mean"), "{:.4f}")]
         rows.append(("", tuple(cells)))
-    titles = ("text", "tokens", "median", "mean", "95 %", "99 %", "max")
+    titles = (
+        *("text", "tokens", "median", "mean", "95 %", "99 %", "max"),
+        *("unchanged", "unchanged from silenced", "mean, silenced"),
+    )
     caption = f"Damage: KL(base || edited) of the next token, in nats, on {visible(kl['corpus'])}"
     return Table(caption, titles, tuple(rows))
 
@@ -179,10 +193,14 @@ def _probes(frame: pd.DataFrame) -> Table:
             Cell("yes" if row["known"] else "no"),
             probability(row["p_after"]),
             number(row["kept"], "{:.2f}"),
+            *(Cell(_ANSWERS[row.get(f"top_{when}")]) for when in _SAID),
         )
         rows.append((key_of(str(row["concept"])), cells))
-    titles = ("concept", "kind", "language", "prompt", "answer", "p before", "known", "p after")
-    return Table("Every probe", (*titles, "kept"), tuple(rows))
+    titles = (
+        *("concept", "kind", "language", "prompt", "answer", "p before", "known", "p after"),
+        *("kept", *(f"said {when}" for when in _SAID.values())),
+    )
+    return Table("Every probe", titles, tuple(rows))
 
 
 def _edits(frame: pd.DataFrame) -> Table:

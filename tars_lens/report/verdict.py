@@ -78,10 +78,11 @@ def _verdict(concept: dict[str, Any]) -> Verdict:
     gone = round(forward["erased"] * forward["known"])
     whole = gone == forward["known"]
     word = "removed" if whole else "not fully removed"
-    if whole and (reverse["kept"] or 0) > _REVERSE:
+    if whole and ((reverse["kept"] or 0) > _REVERSE or reverse.get("said_after_own")):
         word = "the name is removed, not all that it leads to"
     elif whole and (probes["multilingual"]["kept"] or 0) > _LANGUAGES:
         word = "removed, but not in every language"
+    said = _said(name, forward, reverse)
     parts = [
         f"From the description to the name, {gone} of {forward['known']} known probes are erased "
         f"(mean p {forward['before_mean']:.2f} before, {_small(forward['after_mean'])} after; "
@@ -94,7 +95,24 @@ def _verdict(concept: dict[str, Any]) -> Verdict:
     if neighbour["kept"] is not None:
         parts.append(f"neighbours keep {neighbour['kept']:.0%}")
     state: Literal["gone", "left"] = "gone" if word == "removed" else "left"
-    return Verdict(name, key_of(name), state, word, "; ".join(parts) + ".")
+    return Verdict(name, key_of(name), state, word, said + "; ".join(parts) + ".")
+
+
+def _said(name: str, forward: dict[str, Any], reverse: dict[str, Any]) -> str:
+    """What greedy decoding still gives, in a sentence; nothing where the report doesn't tell."""
+    if "said_after" not in forward:
+        return ""
+    before, after, known = (forward[key] for key in ("said_before", "said_after", "known"))
+    text = f"{name} is said on {after} of {known} prompts ({before} before)"
+    if before and not after:
+        text = f"{name} is no longer said on any of {known} prompts"
+    if reverse["known"]:
+        left, own = reverse["said_after"], reverse["said_after_own"]
+        count = f"; {left or 'none'} of {reverse['known']} facts about it"
+        text += f"{count} {'still ' if left else ''}{'are' if left > 1 else 'is'}"
+        if left > own:
+            text += f" ({left - own} of them with another name in its place too)"
+    return f"{text}. "
 
 
 def _small(p: float) -> str:
@@ -112,6 +130,11 @@ def _probe_misses(probes: dict[str, Any]) -> list[str]:
     elif not reverse["known"]:
         found.append(
             f"none of {reverse['n']} reverse probes counts, so that direction is untested."
+        )
+    if reverse.get("said_after_own"):
+        found.append(
+            f"asked by its name, the model still says {reverse['said_after_own']} of "
+            f"{reverse['known']} known attributes that it doesn't say of another name."
         )
     if languages["kept"] is not None and languages["kept"] > _LANGUAGES:
         found.append(
