@@ -9,7 +9,9 @@ from tars_lens.cli_evaluate import PARTS, resumable
 from tars_lens.naming import HELP as CONCEPTS
 from tars_lens.settings import LAST_SEED
 
-RIVALS = "ablation, leace, rank_one, needle, reflection, demotion, gradient_ascent, npo, rmu"
+RIVALS = (
+    "ablation, leace, rank_one, needle, reflection, demotion, engram, gradient_ascent, npo, rmu"
+)
 """The registered names, written out as the registry imports torch."""
 
 
