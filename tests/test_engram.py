@@ -11,6 +11,7 @@ from tiny_concept import world
 
 from tars_lens.concept import Concept
 from tars_lens.corpus import load_corpus
+from tars_lens.errors import TarsError
 from tars_lens.loading import load
 from tars_lens.rivals.engram import PLAIN_WINDOWS, engram
 from tars_lens.windows import Windows, cut
@@ -129,3 +130,11 @@ def test_other_layouts_are_edited_and_put_back_bit_by_bit(arch):
         whole = lens.model.original_model(batch.ids).logits[:, -1]
     assert torch.allclose(whole, after, atol=1e-4)
     assert same(before, snapshot(lens)) and torch.equal(lens.next_logits(batch), logits)
+
+
+def test_a_model_without_linear_layers_is_refused():
+    # a HookedTransformer of transformer-lens 3.9 keeps its weights in bare parameters
+    lens, text = tiny_lens("llama"), torch.zeros(1, 8, dtype=torch.long)
+    lens.model = torch.nn.Embedding(2, 2)
+    with pytest.raises(TarsError, match="tiny-llama keeps its weights in no linear layers.*rivals"):
+        engram(lens, Concept.load(world().card), Windows(text, (), text, text, "random"), 0)
