@@ -17,7 +17,7 @@ from tars_lens.lens import Lens, Role
 from tars_lens.method.direction import ConceptDirection
 from tars_lens.method.neuron import neuron_rows, past_post_norm
 from tars_lens.method.settings import Settings
-from tars_lens.method.suppression import Shown, Site, SuppressionNeuron, fit_reader
+from tars_lens.method.suppression import Shown, Site, SuppressionNeuron, fit_reader, write_strength
 from tars_lens.text.plain_text import PlainText
 
 _IDLE = 0.5
@@ -67,16 +67,16 @@ def few_vectors(
     threshold = math.log(settings.said_threshold)
     y = prompts[0].inputs[layer]
     span = max(float(reader.log_p(y).mean()) - threshold, 1.0)
-    wanted = settings.said_reversal * span * prompts[0].scale[layer]
+    wanted = settings.said_reversal * span
     kept, out = _kept(lens, layer, y), lens.vectors(layer, "out").float()
     open_hosts = _open(lens, plain, layer, taken) & (kept.steady >= _STEADY)
     if count == 1:
         gain = lens.post_norm_gain(layer)
         through = direction.vector if gain is None else direction.vector * gain.float()
         lowers = -(out @ through) * kept.scale
-        needed = wanted / lowers.clamp_min(1e-12)
-        if lens.bounds_writes:
-            size = settings.bounded_strength * float(plain.mlp_norm[layer])
+        needed = wanted * prompts[0].scale[layer] / lowers.clamp_min(1e-12)
+        if lens.bounds_writes:  # at once the usual output half of what the norm lets through
+            size = float(plain.mlp_norm[layer])
             needed = size / (kept.scale.abs() * out.norm(dim=1)).clamp_min(1e-12)
         good = open_hosts & (lowers > 0) & (needed >= _LEAST_GAIN)
         worth = lowers / (kept.scale.abs() * out.norm(dim=1))
@@ -86,10 +86,9 @@ def few_vectors(
         row = past_post_norm(lens, layer, target)
         cosines = torch.cosine_similarity(out, row[None], dim=1)
         host = _best(cosines, open_hosts)
-        strength = wanted / float(direction.vector @ target)
-        strength = min(strength, settings.largest_write * float(plain.residual_norm[layer]))
-        if lens.bounds_writes:
-            strength = settings.bounded_strength * float(plain.mlp_norm[layer])
+        strength = write_strength(
+            lens, layer, direction, row, plain, prompts[0].scale[layer], settings, wanted
+        )
         activation = settings.gain
         write = -strength / (activation * float(kept.scale[host])) * row
     read = reader.row(threshold, activation / span)

@@ -17,7 +17,7 @@ LAST_SEED = 2**63 - 1
 
 _POSITIVE = (
     *("lens_ridge", "reader_ridge", "name_ridge", "write_ridge", "prompt_weight"),
-    *("likely_weight", "said_reversal", "read_reversal", "bounded_strength", "largest_write"),
+    *("likely_weight", "said_reversal", "read_reversal", "largest_write"),
     *("gain", "name_reversal", "name_bounded_strength", "goal", "samples"),
 )
 
@@ -25,7 +25,7 @@ _NOT_NEGATIVE = ("neighbour_weight", "unread", "sigma", "refine_steps")
 
 _PROBABILITIES = ("said_threshold", "read_threshold", "readable", "least_p", "likely_p")
 
-_SHARES = ("named_depth", "host_share", "name_threshold")
+_SHARES = ("named_depth", "host_share", "name_threshold", "bounded_share")
 
 _LEAST = 1e-30
 """The smallest value of what is divided by: a smaller one may give infinities."""
@@ -50,9 +50,8 @@ class Settings:
         said_reversal: How many times what the concept's log-probability exceeds the threshold by
             the last layer's neuron takes off its logit.
         read_reversal: The same of the neurons before it.
-        bounded_strength: Norm of the write at the card's prompts where a norm follows the MLP, in
-            units of the MLP's usual output.
-        largest_write: The most that is written elsewhere, in units of the stream's usual norm.
+        largest_write: The most that is written, in units of the stream's usual norm.
+        bounded_share: Where a norm follows the MLP, the most that is used of what it lets through.
         lens_ridge: Of the division by the norm's gain, in units of its mean square.
         reader_ridge: Of the regression, in units of the mean variance of the MLP's input.
         prompt_weight: What each group of prompts counts, as a share of the plain text.
@@ -88,10 +87,10 @@ class Settings:
     readable: float = 0.01
     said_threshold: float = 0.0005
     read_threshold: float = 0.001
-    said_reversal: float = 2.0
+    said_reversal: float = 2.5
     read_reversal: float = 1.5
-    bounded_strength: float = 1.0
     largest_write: float = 0.5
+    bounded_share: float = 0.95
     lens_ridge: float = 0.05
     reader_ridge: float = 1.0
     prompt_weight: float = 0.3

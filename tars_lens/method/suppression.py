@@ -206,8 +206,7 @@ def suppression_neuron(
 
     Its strength is computed: at a predicted `log p` above the threshold it lowers the concept's
     logit by `reversal * (log p - threshold)`. With `reversal` above 1 it is a clamp: however
-    likely a prompt makes the concept, it ends below the threshold. Where a norm follows the MLP
-    the norm bounds the write, and the strength is in units of the MLP's usual output.
+    likely a prompt makes the concept, it ends below the threshold.
 
     Args:
         lens: The base model.
@@ -224,15 +223,12 @@ def suppression_neuron(
     threshold = math.log(settings.said_threshold if last else settings.read_threshold)
     own = float(reader.log_p(prompts[0].inputs[site.layer]).mean())
     span = max(own - threshold, 1.0)
-    if lens.bounds_writes:
-        strength = settings.bounded_strength * float(plain.mlp_norm[site.layer])
-    else:
-        reversal = settings.said_reversal if last else settings.read_reversal
-        effect = float(direction.vector @ target) / prompts[0].scale[site.layer]
-        largest = settings.largest_write * float(plain.residual_norm[site.layer])
-        strength = min(reversal * span / effect, largest)
-    read = reader.row(threshold, settings.gain / span)
     row = past_post_norm(lens, site.layer, target)
+    wanted = (settings.said_reversal if last else settings.read_reversal) * span
+    strength = write_strength(
+        lens, site.layer, direction, row, plain, prompts[0].scale[site.layer], settings, wanted
+    )
+    read = reader.row(threshold, settings.gain / span)
     host = host_neuron(lens, plain, site.layer, row, taken, settings.host_share)
     place = (lens, site.layer, host)
     write = -strength / settings.gain * row
@@ -249,6 +245,40 @@ def suppression_neuron(
             "speaks": float((plain.inputs[site.layer] @ read > 0).float().mean()),
         },
     )
+
+
+def write_strength(
+    lens: Lens,
+    layer: int,
+    direction: ConceptDirection,
+    row: Float[Tensor, " d_model"],
+    plain: PlainText,
+    scale: float,
+    settings: Settings,
+    wanted: float,
+) -> float:
+    """The norm of the write that lowers the concept's logit by so many nats, within bounds.
+
+    A norm after the MLP (Gemma 2 and 3) bounds the write: added to an output of norm *m*, a row of
+    norm `x m` ends up as `x / sqrt(1 + x^2)` of the most that the norm lets through.
+
+    Args:
+        lens: The model.
+        layer: Where it is written.
+        direction: The concept.
+        row: What is written, unit norm, before any post-norm.
+        plain: Statistics of plain text.
+        scale: What the final norm divides the stream by at the concept's prompts.
+        settings: The bounds.
+        wanted: By how much, in nats.
+    """
+    gain = lens.post_norm_gain(layer)
+    if gain is None:
+        largest = settings.largest_write * float(plain.residual_norm[layer])
+        return min(wanted * scale / float(direction.vector @ row), largest)
+    most = float(direction.vector @ (gain.float() * row)) * len(row) ** 0.5 / scale
+    share = min(wanted / most, settings.bounded_share) if most > 0 else settings.bounded_share
+    return share / (1 - share**2) ** 0.5 * float(plain.mlp_norm[layer])
 
 
 def _ridge(
