@@ -17,7 +17,7 @@ from tars_lens.lens import Lens, Role
 from tars_lens.method.direction import ConceptDirection
 from tars_lens.method.neuron import neuron_rows, past_post_norm
 from tars_lens.method.settings import Settings
-from tars_lens.method.suppression import Shown, Site, SuppressionNeuron, fit_reader
+from tars_lens.method.suppression import Shown, Site, SuppressionNeuron, fit_reader, heard
 from tars_lens.text.plain_text import PlainText
 
 _IDLE = 0.5
@@ -96,7 +96,8 @@ def few_vectors(
     rows = neuron_rows(lens, layer, host, read=read, constant=reader.constant, write=write)
     reads: Role = "gate" if lens.gated else "in"
     roles: tuple[Role, ...] = (reads, "out") if count > 1 else (reads,)
-    about = {"threshold": threshold, "activation": activation, "vectors": list(roles)}
+    about = {"threshold": threshold, **heard(reader, read, site, plain, prompts)}
+    about |= {"activation": activation, "vectors": list(roles)}
     edits = {place: row for place, row in rows.items() if place[1] in roles}
     return SuppressionNeuron(site, host, reader, target, edits, about)
 

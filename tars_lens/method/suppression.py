@@ -90,9 +90,9 @@ class SuppressionNeuron:
         reader: What it reads.
         target: What it writes the reversal of, unit norm, as a direction of the stream.
         edits: Its rows.
-        about: How it was made, for reports: threshold and mean at own prompts in nats, strength
-            (norm of the write there, in the stream's units), share of plain text on which it
-            speaks.
+        about: What reports say of it: `heard`, threshold (nats), strength (norm of the write at
+            own prompts, in the stream's units) and, where no norm bounds the write, reversal: by
+            how many times what the log-probability exceeds the threshold by the logit is lowered.
     """
 
     site: Site
@@ -113,7 +113,7 @@ class Prompts:
 
     Args:
         lens: The base model.
-        groups: Texts, the card's own prompts first; empty groups are left out.
+        groups: Texts: the card's own prompts, its near ones (there may be none), and others.
         direction: The concept.
         sites: Where neurons will sit, earliest first.
     """
@@ -126,7 +126,7 @@ class Prompts:
         sites: Sequence[Site],
     ) -> None:
         self._lens, self._direction, self._sites = lens, direction, sites
-        self._sizes = [len(group) for group in groups if group]
+        self._sizes = [len(group) for group in groups]
         self._batch = lens.prompts([text for group in groups for text in group])
         entry = Point("resid_pre", sites[0].layer)
         ids, last = self._batch
@@ -185,7 +185,7 @@ def fit_reader(
     weights = [1.0 + (settings.likely_weight - 1) * likely.float()]
     share = settings.prompt_weight * float(weights[0].sum())
     targets = [group.target(site) for group in prompts]
-    weights += [torch.full_like(target, share / len(target)) for target in targets]
+    weights += [torch.full_like(target, share / max(len(target), 1)) for target in targets]
     y = torch.cat([plain.inputs[site.layer], *(group.inputs[site.layer] for group in prompts)])
     log_p = torch.cat([said, *targets]).clamp_min(floor)
     weight, offset = _ridge(y, log_p - y @ lens_weight, torch.cat(weights), settings.reader_ridge)
@@ -215,7 +215,7 @@ def suppression_neuron(
         direction: The concept.
         target: What is lowered; see `Unembedding.write_target`.
         plain: Statistics of plain text.
-        prompts: What the card's own prompts show, and other groups; the first is the own one.
+        prompts: What the card's own prompts show, what its near ones do, and other groups.
         settings: Thresholds and strengths.
         taken: Hosts in use.
     """
@@ -224,6 +224,8 @@ def suppression_neuron(
     threshold = math.log(settings.said_threshold if last else settings.read_threshold)
     own = float(reader.log_p(prompts[0].inputs[site.layer]).mean())
     span = max(own - threshold, 1.0)
+    read = reader.row(threshold, settings.gain / span)
+    about = {"threshold": threshold, **heard(reader, read, site, plain, prompts)}
     if lens.bounds_writes:
         strength = settings.bounded_strength * float(plain.mlp_norm[site.layer])
     else:
@@ -231,7 +233,7 @@ def suppression_neuron(
         effect = float(direction.vector @ target) / prompts[0].scale[site.layer]
         largest = settings.largest_write * float(plain.residual_norm[site.layer])
         strength = min(reversal * span / effect, largest)
-    read = reader.row(threshold, settings.gain / span)
+        about["reversal"] = strength * effect / span
     row = past_post_norm(lens, site.layer, target)
     host = host_neuron(lens, plain, site.layer, row, taken, settings.host_share)
     place = (lens, site.layer, host)
@@ -242,13 +244,32 @@ def suppression_neuron(
         reader=reader,
         target=target,
         edits=neuron_rows(*place, read=read, constant=reader.constant, write=write),
-        about={
-            "threshold": threshold,
-            "own_prompts": own,
-            "strength": strength,
-            "speaks": float((plain.inputs[site.layer] @ read > 0).float().mean()),
-        },
+        about={**about, "strength": strength},
     )
+
+
+def heard(
+    reader: Reader,
+    read: Float[Tensor, " d_model"],
+    site: Site,
+    plain: PlainText,
+    prompts: Sequence[Shown],
+) -> dict[str, float | None]:
+    """What a neuron hears of the concept, for reports, in nats of the predicted log-probability.
+
+    Returns:
+        own_prompts (mean), own_least, near_most (`None` without near prompts), plain_p99, and
+        speaks: the share of plain text on which the neuron is above its threshold.
+    """
+    own, near = (reader.log_p(group.inputs[site.layer]) for group in prompts[:2])
+    y = plain.inputs[site.layer]
+    return {
+        "own_prompts": float(own.mean()),
+        "own_least": float(own.min()),
+        "near_most": float(near.max()) if len(near) else None,
+        "plain_p99": float(reader.log_p(y).quantile(0.99)),
+        "speaks": float((y @ read > 0).float().mean()),
+    }
 
 
 def _ridge(
