@@ -96,8 +96,10 @@ def few_vectors(
     rows = neuron_rows(lens, layer, host, read=read, constant=reader.constant, write=write)
     reads: Role = "gate" if lens.gated else "in"
     roles: tuple[Role, ...] = (reads, "out") if count > 1 else (reads,)
-    about = {"threshold": threshold, **heard(reader, read, site, plain, prompts)}
-    about |= {"activation": activation, "vectors": list(roles)}
+    about = {
+        **{"threshold": threshold, "activation": activation, "vectors": list(roles)},
+        **heard(reader, read, site, plain, prompts),
+    }
     edits = {place: row for place, row in rows.items() if place[1] in roles}
     return SuppressionNeuron(site, host, reader, target, edits, about)
 
