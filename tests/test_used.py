@@ -127,7 +127,8 @@ def test_every_replaced_vector_says_what_the_plain_weights_do(made, hf):
     for row in table.to_dict("records"):
         assert row["concept"] == concept.name and row["kind"] == kinds[row["layer"], row["neuron"]]
         layer, writes = hf.model.layers[row["layer"]], row["role"] == "out"
-        assert row["reads_or_writes"] == ("writes" if writes else "reads")
+        does = {"gate": "reads", "in": "reads 1 on all text", "out": "writes"}
+        assert row["reads_or_writes"] == does[row["role"]]
         name = {"gate": "gate_proj", "in": "up_proj", "out": "down_proj"}[row["role"]]
         matrix = getattr(layer.mlp, name).weight.detach()
         old = matrix[:, row["neuron"]] if writes else matrix[row["neuron"]]

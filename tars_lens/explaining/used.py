@@ -14,6 +14,8 @@ from tars_lens.lens import Lens, Role
 from tars_lens.patch import Patch
 
 _TOKENS = 5
+_KINDS = ("suppression", "name")
+_ONE = "reads 1 on all text"
 _HEARD = ("threshold", "own_prompts", "own_least", "near_most", "plain_p99", "speaks", "strength")
 
 
@@ -36,8 +38,10 @@ def neurons_table(
         places = zip(frame["layer"], frame["neuron"], strict=True)
         frame.insert(0, "kind", [kinds.get(place, method) for place in places])
         frame.insert(0, "concept", concept.name)
-        writes = frame["role"] == "out"
-        frame["reads_or_writes"] = writes.map({True: "writes", False: "reads"})
+        does = frame["role"].map({"gate": "reads", "in": "reads", "out": "writes"})
+        # where there is a gate, the recipe's neurons read through it alone
+        one = lens.gated & frame["kind"].isin(_KINDS) & (frame["role"] == "in")
+        frame["reads_or_writes"] = does.mask(one, _ONE)
         said = [_said(lens, la, role, r) for (la, role), r in patch.edits.items()]
         frames.append(frame.join(pd.concat(said, ignore_index=True)) if said else frame)
     return pd.concat(frames, ignore_index=True)
@@ -63,7 +67,7 @@ def parts_table(concepts: Sequence[Concept], patches: Sequence[Patch]) -> pd.Dat
         }
         for concept, patch in zip(concepts, patches, strict=True)
         for part in _parts(patch)
-        if part["kind"] in ("suppression", "name")
+        if part["kind"] in _KINDS
     ]
     return pd.DataFrame(rows)
 
@@ -99,8 +103,8 @@ def _why(part: dict[str, Any], settings: dict[str, Any]) -> str:
     """In words, what a neuron does above its threshold."""
     if part["kind"] == "name":
         return (
-            "right after the name, takes away what the name left in the stream; "
-            f"{part['name_still_read']:.2f} of it is still read further on"
+            "right after the name, takes away what the name left in the stream: "
+            f"the score further on is then {part['name_still_read']:.2f} (1 before)"
         )
     above = f"what log p exceeds log {math.exp(part['threshold']):.2g} by"
     if "vectors" in part:
