@@ -84,10 +84,10 @@ class Settings:
     seed: int = 0
     edits: int | None = None
     neurons: int = 4
-    depths: tuple[float, ...] = (0.72, 0.83, 0.93)
+    depths: tuple[float, ...] = (0.67, 0.83, 0.93)
     readable: float = 0.01
     said_threshold: float = 0.0005
-    read_threshold: float = 0.003
+    read_threshold: float = 0.001
     said_reversal: float = 2.0
     read_reversal: float = 1.5
     bounded_strength: float = 1.0
