@@ -82,10 +82,10 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def shell_path(given: str) -> Path:
-    """A word of the command line as a path, `~` at its start put in as a shell would."""
+def shell_path(given: Path | str) -> Path:
+    """A word of the command line or a default as a path, `~` put in as a shell would."""
     path = Path(os.path.expanduser(given))
-    literal = not given.startswith("~") and str(path).startswith("~")  # ./~ is what it says
+    literal = not str(given).startswith("~") and str(path).startswith("~")  # ./~ is what it says
     return path.absolute() if literal else path
 
 

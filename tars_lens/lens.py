@@ -294,7 +294,7 @@ class Lens:
             logits = logits if bias is None else logits + bias.detach()[index].float()
         if self.logit_cap is not None:
             logits = self.logit_cap * torch.tanh(logits / self.logit_cap)
-        return logits.reshape(*stream.shape[:-1], -1).to(self.device)
+        return logits.reshape(*stream.shape[:-1], logits.shape[-1]).to(self.device)
 
     def next_logits(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
         """Logits in float32 of the token after each prompt."""

@@ -24,12 +24,12 @@ _CHEAP_SHARE = 8
 _SURE = 2.0  # by how much a cheap KL, of fewer tokens, must exceed a full one to settle anything
 
 SPACE: Space = {
-    "forward_ridge": (0.05, 0.1, 0.2, 0.4),
-    "reverse_ridge": (0.02, 0.05, 0.1, 0.2),
-    "write_ridge": (0.003, 0.01, 0.03),
+    "said_threshold": (0.0001, 0.0003, 0.0005, 0.001, 0.002),
+    "read_threshold": (0.001, 0.003, 0.01, 0.03),
+    "said_reversal": (1.2, 1.5, 2.0, 2.5, 3.0),
+    "read_reversal": (1.2, 1.5, 2.0),
+    "reader_ridge": (0.1, 0.3, 1.0, 3.0),
     "neighbour_weight": (3.0, 10.0, 30.0),
-    "safety": (1.0, 1.5, 2.0, 3.0),
-    "max_kl": (0.0003, 0.001, 0.003),
 }
 """What is searched where not told otherwise."""
 

@@ -39,6 +39,37 @@ def probes(concepts=("Sherlock Holmes", "Saturn")):
     return pd.DataFrame(rows)
 
 
+def language_depths(concepts=("Paris",), layers=18):
+    rows = [
+        (concept, language, HOSTILE if language == "zh" else f"{language}:", answer, word, layer)
+        + (0.9 * (layer > 11), 0.0)
+        for concept in concepts
+        for language, answer in (("it", "Parigi"), ("zh", "巴黎"), ("fr", "<b>$Paris"))
+        for word in ("english", "own")
+        for layer in range(-1, layers)
+    ]
+    columns = ["concept", "language", "prompt", "answer", "word", "layer", "p_before", "p_after"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def neurons_used(concepts=("Sherlock Holmes", "Saturn")):
+    frame = edits(concepts)[["concept", "layer", "neuron", "role", "cosine"]]
+    frame["kind"], frame["reads_or_writes"] = "suppression", "reads"
+    tokens = {"new_tokens": HOSTILE, "reversed_tokens": "' Saturn'", "old_tokens": "<b>' a'"}
+    return frame.assign(**tokens)
+
+
+def parts(concepts=("Sherlock Holmes", "Saturn")):
+    heard = {"threshold": -7.6, "own_prompts": -1.2, "own_least": -3.4, "near_most": np.nan}
+    heard |= {"plain_p99": -9.8, "speaks": 0.004, "strength": 120.0}
+    rows = [
+        {"concept": concept, "kind": kind, "layer": 29, "neuron": 5, "unit": "nats", **heard}
+        for concept in concepts
+        for kind in ("name", "suppression")
+    ]
+    return pd.DataFrame(rows).assign(why=HOSTILE)
+
+
 def propagation(layers=30, prompts=1):
     rows = []
     for prompt in range(prompts):

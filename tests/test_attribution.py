@@ -308,7 +308,7 @@ def test_enrichment_reads_the_stream_at_the_name(lens):
     found = enrichment(lens, concept, ["w8", "w10"], patch=patch, names=["w5", "w6"])
     frame = found.to_frame()
     assert len(frame) == 2 * 2 * 4
-    from tars_lens.name_readers import FRAMES
+    from tars_lens.method.name import FRAMES
 
     batch = lens.prompts([text.format("w6") for text in FRAMES])
     with patch.applied(lens):

@@ -29,6 +29,7 @@ DRAWN = {
     "forward": (figures.forward_probabilities, frames.probes, 1),
     "probes": (figures.probe_probabilities, frames.probes, 1),
     "languages": (figures.languages, frames.probes, 1),
+    "depths": (figures.language_depths, frames.language_depths, 4),
     "interference": (figures.interference, frames.interference, 2),
     "depth": (figures.depth, frames.depth, 1),
     "curve": (figures.edit_curve, frames.curve, 3),

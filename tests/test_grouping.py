@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-from tars_lens.trial import Bench
 from tiny import ARCHITECTURES, tiny_lens
 
 from tars_lens.grouping import groups, padded
@@ -77,11 +76,3 @@ def test_what_stands_behind_the_position_asked_for_is_not_run(monkeypatch):
     ran.clear()
     lens.capture(batch.ids, [Point("resid_post", 0)], positions=torch.zeros_like(batch.last))
     assert ran == [(len(TEXTS), 1)]
-
-
-def test_trials_of_texts_of_several_lengths_find_what_each_alone_finds():
-    lens = tiny_lens("llama")
-    together = Bench.of(lens, lens.prompts(TEXTS), 1).onward(2)
-    tokens = [3, 9]
-    alone = [Bench.of(lens, lens.prompts([text]), 1).onward(2).mass({}, tokens) for text in TEXTS]
-    torch.testing.assert_close(together.mass({}, tokens), torch.cat(alone))

@@ -6,14 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tars_lens.trial import kl_divergence
 from tiny import read_checkpoint, save_checkpoint, tiny_lens
 
 from tars_lens.errors import TarsError
 from tars_lens.lens import Lens, Point, tensor_sha256
 from tars_lens.measure import base_stream
 from tars_lens.measure.base_stream import stream_path, worth_keeping
-from tars_lens.measure.kl import Divergence, five, paired_kl
+from tars_lens.measure.kl import Divergence, five, kl_divergence, paired_kl
 from tars_lens.weights import Rows, written
 from tars_lens.windows import Windows
 

@@ -119,6 +119,9 @@ def whole(tmp_path_factory):
         "curve": frames.curve(NAMES),
         "trajectory": frames.trajectory(NAMES),
         "null": frames.cosines().assign(threshold=0.19),
+        "neurons_used": frames.neurons_used(NAMES),
+        "parts": frames.parts(NAMES),
+        "languages_by_layer": frames.language_depths(NAMES[:2]),
     }
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
@@ -156,8 +159,8 @@ def test_the_page_holds_all_that_a_run_has_in_under_three_megabytes(whole):
     ]
     links = {a["href"] for a in page.all("a")}
     assert links == {f"#{name}" for name in sections}
-    # 5 of probes, 8 maps, and one each of ten more
-    assert len(page.all("figure")) == len(page.all("svg")) == 23
+    # 5 of probes, 8 maps, 2 of languages by layer, and one each of seven more
+    assert len(page.all("figure")) == len(page.all("svg")) == 22
     # the bias after the last layer counts, which a layer read as text would hide
     assert "sum of n = 62 parts" in page.words
     assert "davies2024targeted" in page.words and "torch2.13.0" in page.words.replace(" ", "")
@@ -207,7 +210,7 @@ def test_the_page_can_be_read_without_seeing_it(whole):
     assert page.all("html")[0]["lang"] == "en"
     assert all(a.get("role") == "img" and a.get("aria-label") for a in page.all("svg"))
     assert all(a.get("scope") in ("col", "row") for a in page.all("th"))
-    assert len(page.all("caption")) == len(page.all("table")) == 7
+    assert len(page.all("caption")) == len(page.all("table")) == 8
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False))
@@ -218,6 +221,17 @@ def test_the_page_can_be_read_without_seeing_it(whole):
 def test_the_same_run_gives_the_same_page(whole, tmp_path):
     again = write_report(whole, tmp_path / "again.html")
     assert again.read_bytes() == (whole / "report.html").read_bytes()
+
+
+def test_vectors_that_the_recipe_did_not_use_are_drawn_for_the_paper_s_method_alone(tmp_path):
+    frames.trajectory(NAMES).to_csv(tmp_path / "trajectory.csv", index=False)
+    frames.cosines().assign(threshold=0.19).to_csv(tmp_path / "null.csv", index=False)
+    frames.edits().to_csv(tmp_path / "edits.csv", index=False)
+    assert _page(_bare(tmp_path)).all("figure") == []
+    report = _report()
+    report["method"]["name"] = "paper"
+    drawn = [a["id"] for a in _page(_bare(tmp_path, report)).all("figure")]
+    assert drawn == ["figure-neurons", "figure-cosines", "figure-trajectory"]
 
 
 def test_tables_that_are_not_there_leave_their_section_out(tmp_path):

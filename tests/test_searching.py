@@ -19,16 +19,16 @@ from tars_lens.searching import SPACE, blinded, check_space, search_settings
 
 pytest.importorskip("optuna")
 
-SMALL = {"safety": (1.0, 2.0, 4.0), "write_ridge": (0.01, 0.1)}
+SMALL = {"said_reversal": (1.0, 2.0, 4.0), "write_ridge": (0.01, 0.1)}
 
 
 def _known(settings, _tokens):
-    """A landscape with a known front: more safety erases more and costs more."""
+    """A landscape with a known front: a larger reversal erases more and costs more."""
     ridge = 0.0 if settings.write_ridge == 0.01 else 0.1
     return dict(
         zip(
             OBJECTIVES,
-            (1 / settings.safety**4 + ridge, 0.1 + ridge, settings.safety / 100),
+            (1 / settings.said_reversal**4 + ridge, 0.1 + ridge, settings.said_reversal / 100),
             strict=True,
         )
     )
@@ -42,13 +42,13 @@ def _search(path, trials, measure=_known, **options):
 def test_the_front_and_the_pick_are_those_of_the_whole_grid(tmp_path):
     found = _search(tmp_path, 40)
     assert len(found.trials) == 40
-    grid = [Settings(safety=s, write_ridge=r) for s, r in product(*SMALL.values())]
-    values = {(s.safety, s.write_ridge): tuple(_known(s, 0).values()) for s in grid}
+    grid = [Settings(said_reversal=s, write_ridge=r) for s, r in product(*SMALL.values())]
+    values = {(s.said_reversal, s.write_ridge): tuple(_known(s, 0).values()) for s in grid}
     best = {k for k, v in values.items() if not any(dominates(o, v) for o in values.values())}
     assert best == {(1.0, 0.01), (2.0, 0.01), (4.0, 0.01)}
-    front = set(zip(found.front["safety"], found.front["write_ridge"], strict=True))
+    front = set(zip(found.front["said_reversal"], found.front["write_ridge"], strict=True))
     assert front == best
-    assert found.picked == Settings(goal=0.01, safety=4.0, write_ridge=0.01)
+    assert found.picked == Settings(goal=0.01, said_reversal=4.0, write_ridge=0.01)
     assert found.trials["picked"].sum() == 1
     assert found.front["kl_p99"].is_monotonic_increasing
 
@@ -90,7 +90,7 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path, stop):
 def test_another_searchs_journal_is_refused(tmp_path):
     _search(tmp_path, 1)
     with pytest.raises(TarsError, match="is of another search .kl_tokens, space differ"):
-        _search(tmp_path, 2, space={"safety": (1.0,)}, kl_tokens=128)
+        _search(tmp_path, 2, space={"said_reversal": (1.0,)}, kl_tokens=128)
 
 
 _WORKER = """
@@ -140,7 +140,7 @@ def test_what_cannot_be_searched(tmp_path):
     for space, message in [
         ({"safty": (1,)}, "no setting 'safty'; allowed"),
         ({"seed": (1, 2)}, "no setting 'seed'"),
-        ({"safety": ()}, "has no values"),
+        ({"gain": ()}, "has no values"),
         ({}, "nothing to search"),
     ]:
         with pytest.raises(TarsError, match=message):
@@ -161,5 +161,5 @@ def test_the_command(tmp_path, monkeypatch):
     assert "Picked: of the settings" in out
     picked = json.loads((tmp_path / "out" / "picked.json").read_text())
     assert picked["settings"]["paper_counts"] in ([1], [2])
-    space.write_text("safety = 3.0\n")
-    assert "'safety' must be a list" in mistake(*words)
+    space.write_text("gain = 3.0\n")
+    assert "'gain' must be a list" in mistake(*words)

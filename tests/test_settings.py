@@ -32,19 +32,21 @@ def test_a_seed_of_either_end_is_taken():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"max_kl": -1.0}, "max_kl must be above 0, got -1.0."),
-        ({"max_kl": 1e-320}, "max_kl must be at least 2.2250738585072014e-308, got 1e-320."),
-        ({"forward_ridge": 0.0}, "forward_ridge must be above 0, got 0.0."),
+        ({"write_ridge": -1.0}, "write_ridge must be above 0, got -1.0."),
+        ({"gain": 1e-320}, "gain must be above 0, got 1e-320."),
+        ({"reader_ridge": 0.0}, "reader_ridge must be above 0, got 0.0."),
         ({"goal": math.nan}, "goal must be above 0, got nan."),
         ({"samples": 0}, "samples must be above 0, got 0."),
         ({"neighbour_weight": -1.0}, "neighbour_weight must be at least 0, got -1.0."),
         ({"sigma": math.inf}, "sigma must be at least 0, got inf."),
-        ({"forward_thresholds": (0.1, math.inf)}, "forward_thresholds must be numbers, got inf."),
-        ({"reverse_thresholds": ()}, "reverse_thresholds must have one value at least."),
-        ({"reverse_depths": (0.1, 1.5)}, "reverse_depths must be from 0 to 1, got 1.5."),
-        ({"named_depth": -0.1}, "named_depth must be from 0 to 1, got -0.1."),
-        ({"readable_depths": (0.8, 0.6)}, "readable_depths must be a first depth and a last"),
+        ({"said_threshold": 1.0}, "said_threshold must be between 0 and 1, got 1.0."),
+        ({"read_threshold": 0.0}, "read_threshold must be between 0 and 1, got 0.0."),
+        ({"host_share": 1.5}, "host_share must be from 0 to below 1, got 1.5."),
+        ({"name_depths": ()}, "name_depths must have one value at least."),
+        ({"depths": (0.1, 1.5)}, "depths must be from 0 to 1, got 1.5."),
+        ({"named_depth": -0.1}, "named_depth must be from 0 to below 1, got -0.1."),
         ({"paper_counts": (5, 0)}, "paper_counts must be at least 1, got 0."),
+        ({"edits": 0}, "--edits must be at least 1, got 0."),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused(given, message):
@@ -52,9 +54,16 @@ def test_a_setting_that_makes_no_sense_is_refused(given, message):
         Settings(**given)
 
 
-def test_the_settings_of_the_ablation_are_taken():
-    bare = Settings(neighbour_weight=0.0, refine_steps=0, bounded_thresholds=(), unread=0.0)
-    assert (bare.refine_steps, bare.late_thresholds(True)) == (0, (0.15, 0.25))
+def test_neurons_sit_at_shares_of_the_depth_and_always_in_the_last_layer():
+    settings = Settings(depths=(0.5, 0.51, 0.9), name_depths=(0.0, 0.1, 0.2), named_depth=0.4)
+    assert settings.suppression_layers(30) == (15, 27, 29)  # 15 and 15.3 are one layer
+    assert settings.suppression_layers(1) == (0,)
+    assert settings.suppression_layers(2) == (1,)
+    assert settings.name_layers(30) == (1, 3, 6)  # the first layer reads one token at a time
+    assert settings.named_layer(30) == 12
+    assert settings.named_layer(4) == 2  # behind every layer where the name may be stopped
+    assert settings.name_layers(1) == (0,) and settings.named_layer(1) == 0
+    assert Settings(depths=()).suppression_layers(30) == (29,)
 
 
 def test_the_commands_with_a_seed_are_these():
@@ -72,14 +81,13 @@ def test_a_seed_out_of_range_is_refused_by_every_command(command, seed):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('forward_ridge = ["high"]', "setting 'forward_ridge' must be like 0.2, got 'high'."),
-        ("leaning = [true, 1]", "setting 'leaning' must be like True, got 1."),
+        ('reader_ridge = ["high"]', "setting 'reader_ridge' must be like 1.0, got 'high'."),
+        ("gain = [64.0, true]", "setting 'gain' must be like 64.0, got True."),
         ("edits = [2.5]", "setting 'edits' must be like None, got 2.5."),
         ("paper_counts = [3]", "setting 'paper_counts' must be like (1, 2, 5, 10, 20), got 3."),
-        ("keep_neighbours = [0.5, 2]", "--keep-neighbours must be a share between 0 and 1, got 2"),
-        ("readable_depths = [[0.6, 0.7, 0.8]]", "setting 'readable_depths' must be like (0.6, 0.8"),
-        ("reverse_depths = [[0.1], []]", "reverse_depths must have one value at least."),
-        ("safty = [1.0]", "no setting 'safty'; allowed: bounded_thresholds"),
+        ("said_threshold = [0.5, 2]", "said_threshold must be between 0 and 1, got 2.0."),
+        ("name_depths = [[0.1], []]", "name_depths must have one value at least."),
+        ("saftey = [1.0]", "no setting 'saftey'; allowed: bounded_strength, depths, edits"),
     ],
 )
 def test_a_search_refuses_a_value_before_it_loads_a_model(tmp_path, line, message):
@@ -92,16 +100,16 @@ def test_a_search_refuses_a_value_before_it_loads_a_model(tmp_path, line, messag
 
 def test_a_space_that_is_no_toml_is_refused(tmp_path):
     space = tmp_path / "space.toml"
-    for text in ("max_kl = [", f"samples = [{'1' * 5000}]", "a = " + "[" * 100_000):
+    for text in ("gain = [", f"samples = [{'1' * 5000}]", "a = " + "[" * 100_000):
         space.write_text(text)
         assert "cannot read" in mistake("search", "saturn", "--space", space)
 
 
 def test_a_searchs_values_are_in_the_kind_of_their_settings():
-    given = {"safety": [1, np.float64(2.5)], "paper_counts": [[1], (2, 5)], "edits": [None, 3]}
+    given = {"gain": [1, np.float64(2.5)], "paper_counts": [[1], (2, 5)], "edits": [None, 3]}
     found = check_space(given, Settings(name="paper"))
-    assert found == {"safety": (1.0, 2.5), "paper_counts": ((1,), (2, 5)), "edits": (None, 3)}
-    assert [type(value) for value in found["safety"]] == [float, float]
+    assert found == {"gain": (1.0, 2.5), "paper_counts": ((1,), (2, 5)), "edits": (None, 3)}
+    assert [type(value) for value in found["gain"]] == [float, float]
 
 
 def test_the_help_names_every_rival():

@@ -78,20 +78,19 @@ def test_a_malformed_spec_names_the_key(tmp_path, more, message):
 def test_an_unknown_setting_is_named(tmp_path):
     file = _spec(tmp_path / "s.toml")
     file.write_text(file.read_text() + "[settings]\nsafty = 3.0\n")
-    with pytest.raises(TarsError, match="no setting 'safty'; allowed: .*safety"):
+    with pytest.raises(TarsError, match="no setting 'safty'; allowed: .*said_threshold"):
         read_spec(file)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('safety = "high"', "setting 'safety' must be like 2.0, got 'high'"),
-        ("safety = true", "setting 'safety' must be like 2.0, got True"),
-        ("leaning = 1", "setting 'leaning' must be like True, got 1"),
+        ('gain = "high"', "setting 'gain' must be like 64.0, got 'high'"),
+        ("gain = true", "setting 'gain' must be like 64.0, got True"),
+        ("samples = 1.0", "setting 'samples' must be like 64, got 1.0"),
         ("edits = 1.5", "setting 'edits' must be like None, got 1.5"),
-        ("forward_thresholds = 0.1", "'forward_thresholds' must be like .0.15, 0.25., got 0.1"),
-        ("reverse_depths = ['a']", "'reverse_depths' must be like"),
-        ("host = 3", "setting 'host' must be like 'idle', got 3"),
+        ("paper_counts = 3", "'paper_counts' must be like .1, 2, 5, 10, 20., got 3"),
+        ("depths = ['a']", "'depths' must be like"),
     ],
 )
 def test_a_setting_of_another_kind_is_named(tmp_path, line, message):
@@ -103,11 +102,11 @@ def test_a_setting_of_another_kind_is_named(tmp_path, line, message):
 
 def test_settings_of_every_kind_are_taken(tmp_path):
     file = _spec(tmp_path / "s.toml")
-    lines = 'host = "carrier"\nsafety = 3\nedits = 4\nleaning = false\nreverse_depths = [0.1]\n'
+    lines = "gain = 3\nedits = 4\nsamples = 5\ndepths = []\nname_depths = [0, 0.1]\n"
     file.write_text(f"{file.read_text()}[settings]\n{lines}")
     found = read_spec(file)[0].method_settings()
-    assert (found.host, found.safety, found.edits, found.leaning) == ("carrier", 3, 4, False)
-    assert found.reverse_depths == (0.1,)
+    assert (found.gain, found.edits, found.samples) == (3.0, 4, 5)
+    assert (found.depths, found.name_depths) == ((), (0.0, 0.1))
 
 
 def test_a_sweep_has_one_table_keeps_what_it_has_and_tells_what_fails(spec, tmp_path):

@@ -6,22 +6,20 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tars_lens.neutral import Neutral
-from tars_lens.study import Study, study
 from tiny import WORDS, save_checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tars_lens.concept import Concept
 from tars_lens.corpus import load_corpus
-from tars_lens.lens import Lens
 from tars_lens.loading import load
+from tars_lens.method.recipe import Recipe
 from tars_lens.method.settings import Settings
-from tars_lens.method.unembedding import Unembedding
-from tars_lens.windows import Windows, cut
+from tars_lens.windows import cut
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,12 @@ def world() -> World:
     )
 
 
-def studied_world() -> tuple[Lens, Concept, Windows, Neutral, Settings, Study]:
-    """The world's model, its card, its text cut, statistics of that, and what is gathered."""
+def prepared_world(**settings: Any) -> tuple[Recipe, Concept]:
+    """What the recipe needs of the world's model, and the world's card."""
     lens = load(world().model, progress=False)
     windows = cut(lens, load_corpus(str(world().corpus)), reported_tokens=512)
-    settings = Settings()
-    neutral = Neutral.fit(lens, windows.statistics, settings.layers(lens.n_layers))
-    concept = Concept.load(world().card)
-    found = study(lens, concept, neutral, Unembedding.fit(lens), settings)
-    return lens, concept, windows, neutral, settings, found
+    recipe = Recipe.prepared(lens, windows.statistics, Settings(**settings))
+    return recipe, Concept.load(world().card)
 
 
 def write_text(file: Path, count: int, *, seed: int, words: list[str]) -> None:

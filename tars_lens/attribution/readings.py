@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from tars_lens.lens import Lens
+from tars_lens.lens import Lens, Point
 from tars_lens.lens_parts import final_normed, unembedding_bias
 
 _LOGITS = 1 << 18  # 1 MB: slices that stay in the cache are read a third faster than 16 MB
@@ -43,6 +43,14 @@ def read_tokens(
     """
     parts = [_read(lens, part, list(tokens), each) for part in rows.split(_ROWS)]
     return Readings(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def stream_ends(lens: Lens, prompts: Sequence[str]) -> Float[Tensor, "layers prompts d_model"]:
+    """The embedding and the stream after each layer, at the prompts' last tokens."""
+    batch = lens.prompts(prompts)
+    points = [Point("resid_pre", 0), *(Point("resid_post", k) for k in range(lens.n_layers))]
+    seen = lens.capture(batch.ids, points, positions=batch.last)
+    return torch.stack([seen[point] for point in points])
 
 
 @torch.no_grad()

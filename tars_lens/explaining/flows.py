@@ -1,23 +1,22 @@
 """Where each concept flows and where it stops, and what its removal leaves in the depths."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens import stack
 from tars_lens.attribution.direct import direct_attribution
 from tars_lens.attribution.flow import Propagation, propagation
-from tars_lens.attribution.readings import read_tokens
+from tars_lens.attribution.languages import languages_by_layer
+from tars_lens.attribution.readings import read_tokens, stream_ends
 from tars_lens.concept import Probe
 from tars_lens.errors import TarsError
 from tars_lens.explaining.known import Known
 from tars_lens.generation import continuations
-from tars_lens.lens import Lens, Point
-from tars_lens.method.targeting import TargetingVector
+from tars_lens.lens import Lens
 from tars_lens.patch import Patch
 from tars_lens.patch_tools import merge
 
@@ -46,10 +45,7 @@ def texts_table(lens: Lens, known: Sequence[Known], patches: Sequence[Patch]) ->
 
 
 def propagation_tables(
-    lens: Lens,
-    known: Sequence[Known],
-    patches: Sequence[Patch],
-    vectors: Mapping[str, TargetingVector],
+    lens: Lens, known: Sequence[Known], patches: Sequence[Patch]
 ) -> dict[str, pd.DataFrame]:
     """The propagation maps of the surest forward and reverse probe of each concept.
 
@@ -57,7 +53,6 @@ def propagation_tables(
         lens: The base model.
         known: What it knows of each concept.
         patches: All that are removed together.
-        vectors: The concepts' targeting vectors by name, for the cosines of the forward maps.
 
     Returns:
         `propagation` and `propagation_summary`, as `Propagation` has them, with columns concept,
@@ -67,10 +62,9 @@ def propagation_tables(
     maps: list[pd.DataFrame] = []
     sums: list[pd.DataFrame] = []
     for index, (of, kind, probe) in enumerate(_to_follow(known)):
-        vector = vectors.get(of.concept.name) if kind == "forward" else None
         wanted = of.wanted(lens, kind, probe)
         try:
-            found = propagation(lens, probe.prompt, wanted, patch=merged, vector=vector)
+            found = propagation(lens, probe.prompt, wanted, patch=merged)
         except TarsError as error:  # known by another form than its first token
             logger.warning("no propagation map is drawn: %s", error)
             continue
@@ -120,11 +114,18 @@ def depth_table(lens: Lens, known: Sequence[Known], patches: Sequence[Patch]) ->
     frame.columns = pd.Index(["concept", "prompt"])
     for when, held in (("before", ()), ("after", tuple(patches))):
         with stack.holding(lens, held):
-            streams = _ends(lens, [prompt for _, prompt in rows])
+            streams = stream_ends(lens, [prompt for _, prompt in rows])
         read = [_largest(lens, streams[:, i], of.tokens) for i, (of, _) in enumerate(rows)]
         frame[f"largest_{when}"] = [p for p, _ in read]
         frame[f"layer_{when}"] = [layer for _, layer in read]
     return frame
+
+
+def languages_table(lens: Lens, known: Sequence[Known], patches: Sequence[Patch]) -> pd.DataFrame:
+    """What the logit lens reads in other languages: `languages_by_layer` of every concept."""
+    merged = merge(patches)
+    found = [languages_by_layer(lens, of.concept, merged).to_frame() for of in known]
+    return pd.concat(found, ignore_index=True)
 
 
 def _to_continue(of: Known) -> Iterator[tuple[str, str]]:
@@ -144,14 +145,6 @@ def _to_follow(known: Sequence[Known]) -> list[tuple[Known, str, Probe]]:
 
 def _both(found: Propagation) -> tuple[pd.DataFrame, pd.DataFrame]:
     return found.to_frame(), found.summary()
-
-
-def _ends(lens: Lens, prompts: Sequence[str]) -> Float[Tensor, "layers prompts d_model"]:
-    """The embedding and the stream after each layer, at the prompts' last tokens."""
-    batch = lens.prompts(prompts)
-    points = [Point("resid_pre", 0), *(Point("resid_post", k) for k in range(lens.n_layers))]
-    seen = lens.capture(batch.ids, points, positions=batch.last)
-    return torch.stack([seen[point] for point in points])
 
 
 def _largest(

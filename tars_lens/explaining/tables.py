@@ -13,14 +13,15 @@ from tars_lens.explaining.effects import effects_table, interference_table
 from tars_lens.explaining.flows import (
     attribution_table,
     depth_table,
+    languages_table,
     propagation_tables,
     texts_table,
 )
 from tars_lens.explaining.known import Known
-from tars_lens.explaining.vectors import null_table, trajectory_table
+from tars_lens.explaining.used import neurons_table, parts_table
+from tars_lens.explaining.vectors import targeting_tables
 from tars_lens.lens import Lens
 from tars_lens.measure.kl import Divergence
-from tars_lens.method.targeting import TargetingVector, target
 from tars_lens.patch import Patch
 
 logger = logging.getLogger(__name__)
@@ -51,12 +52,13 @@ def explain(
             `interference`, where each is in alone.
         probes: The run's table of probes, which spares the asking.
         divergence: The run's KL, for its histogram.
-        seed: Of the refinement and of the null.
+        seed: Of the null.
         advance: Told of the progress.
 
     Returns:
-        By name, as `tars-lens report` reads them: texts, propagation, propagation_summary,
-        attribution, edit_effects, interference, depth, kl_histogram, trajectory and null.
+        By name, as `tars-lens report` reads them: neurons_used, parts, texts, propagation,
+        propagation_summary, attribution, depth, languages_by_layer, edit_effects, interference,
+        kl_histogram; of patches of the method `paper` trajectory and null as well.
 
     Raises:
         TarsError: Another number of patches than of concepts, or a patch of another base.
@@ -98,28 +100,21 @@ def _makers(
 ) -> list[tuple[str, Callable[[], _Tables]]]:
     """What is made, in this order; what several tables need is made by the first of them."""
     known: list[Known] = []
-    vectors: dict[str, TargetingVector] = {}
 
     def prepare() -> _Tables:
         known.extend(Known.of(lens, concept, probes) for concept in concepts)
         return {}
 
-    def refine() -> _Tables:
-        for concept in concepts:
-            try:
-                vectors[concept.name] = target(lens, concept, seed=seed)
-            except TarsError as error:  # its detailed prompt doesn't lead to it
-                logger.warning("no targeting vector of %s is shown: %s", concept.name, error)
-        return {"trajectory": trajectory_table(vectors)}
-
     makers: list[tuple[str, Callable[[], _Tables]]] = [
         ("what is known", prepare),
-        ("targeting vectors", refine),
-        ("the null", lambda: {"null": null_table(lens, vectors, seed)}),
+        ("neurons", lambda: {"neurons_used": neurons_table(lens, concepts, patches)}),
+        ("their parts", lambda: {"parts": parts_table(concepts, patches)}),
+        ("targeting vectors", lambda: targeting_tables(lens, concepts, patches, seed)),
         ("texts", lambda: {"texts": texts_table(lens, known, patches)}),
-        ("propagation", lambda: propagation_tables(lens, known, patches, vectors)),
+        ("propagation", lambda: propagation_tables(lens, known, patches)),
         ("attribution", lambda: {"attribution": attribution_table(lens, known, patches)}),
         ("depth", lambda: {"depth": depth_table(lens, known, patches)}),
+        ("languages", lambda: {"languages_by_layer": languages_table(lens, known, patches)}),
         ("edit effects", lambda: {"edit_effects": effects_table(lens, known, patches)}),
         ("interference", lambda: {"interference": interference_table(lens, known, patches)}),
     ]

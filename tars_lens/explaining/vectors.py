@@ -1,14 +1,35 @@
-"""The targeting vectors of the removed concepts: how they were refined, and what chance gives."""
+"""The targeting vectors of the method `paper`: how they were refined, and what chance gives."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
 
+from tars_lens import stack
+from tars_lens.concept import Concept
 from tars_lens.lens import Lens
 from tars_lens.measure.spread import cosine_frame
+from tars_lens.method.paper import targeting_vector
 from tars_lens.method.ranking import cosines, null_distribution
 from tars_lens.method.targeting import TargetingVector
+from tars_lens.patch import Patch
+
+
+def targeting_tables(
+    lens: Lens, concepts: Sequence[Concept], patches: Sequence[Patch], seed: int
+) -> dict[str, pd.DataFrame]:
+    """`trajectory` and `null` of the vectors that the patches reverse, where the method is `paper`.
+
+    Each vector is made again as it was: with the patch's settings, and the earlier patches in.
+    """
+    vectors = {}
+    for index, (concept, patch) in enumerate(zip(concepts, patches, strict=True)):
+        if patch.method.get("name") == "paper":
+            with stack.holding(lens, patches[:index]):
+                vectors[concept.name] = targeting_vector(lens, concept, patch.method)
+    if not vectors:
+        return {}
+    return {"trajectory": trajectory_table(vectors), "null": null_table(lens, vectors, seed)}
 
 
 def trajectory_table(vectors: Mapping[str, TargetingVector]) -> pd.DataFrame:

@@ -17,7 +17,14 @@ from tars_lens.lens import Lens, Role
 from tars_lens.method.direction import ConceptDirection
 from tars_lens.method.neuron import neuron_rows, past_post_norm
 from tars_lens.method.settings import Settings
-from tars_lens.method.suppression import Shown, Site, SuppressionNeuron, fit_reader, write_strength
+from tars_lens.method.suppression import (
+    Shown,
+    Site,
+    SuppressionNeuron,
+    fit_reader,
+    heard,
+    write_strength,
+)
 from tars_lens.text.plain_text import PlainText
 
 _IDLE = 0.5
@@ -86,7 +93,7 @@ def few_vectors(
         row = past_post_norm(lens, layer, target)
         cosines = torch.cosine_similarity(out, row[None], dim=1)
         host = _best(cosines, open_hosts)
-        strength = write_strength(
+        strength, _ = write_strength(
             lens, layer, direction, row, plain, prompts[0].scale[layer], settings, wanted
         )
         activation = settings.gain
@@ -95,7 +102,10 @@ def few_vectors(
     rows = neuron_rows(lens, layer, host, read=read, constant=reader.constant, write=write)
     reads: Role = "gate" if lens.gated else "in"
     roles: tuple[Role, ...] = (reads, "out") if count > 1 else (reads,)
-    about = {"threshold": threshold, "activation": activation, "vectors": list(roles)}
+    about = {
+        **{"threshold": threshold, "activation": activation, "vectors": list(roles)},
+        **heard(reader, read, site, plain, prompts),
+    }
     edits = {place: row for place, row in rows.items() if place[1] in roles}
     return SuppressionNeuron(site, host, reader, target, edits, about)
 

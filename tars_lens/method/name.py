@@ -100,6 +100,12 @@ class NameTexts:
         """All texts, in the order of the fields."""
         return [*(text for form in self.own for text in form), *self.near, *self.near_bare]
 
+    @property
+    def sizes(self) -> list[int]:
+        """How many of them say the name, and how many say a near one."""
+        own = sum(map(len, self.own))
+        return [own, len(self.every) - own]
+
 
 @dataclass(frozen=True)
 class NameReader:
@@ -131,8 +137,10 @@ class NameNeuron:
         neuron: The host that it replaces.
         reader: What it reads, and whose trace it reverses.
         edits: Its rows.
-        about: How it was made, for reports: threshold (of the score), strength (norm of the write
-            at score 1), name_still_read (its score further on; 1 in the base), speaks.
+        about: What reports say of it: the score's threshold, its mean and least at texts that say
+            the name (own_prompts, own_least) and largest at near names (near_most), speaks (share
+            of plain text above the threshold), strength (norm of the write at score 1),
+            name_still_read (the score further on; 1 in the base).
     """
 
     layer: int
@@ -233,7 +241,15 @@ def _neuron_at(
     host = host_neuron(lens, plain, layer, row, taken, settings.host_share)
     write = -strength / settings.gain * row
     edits = neuron_rows(lens, layer, host, read=read, constant=constant, write=write)
-    about = {"threshold": settings.name_threshold, "strength": strength}
+    own, near = reader.score(shown.seen[Point("mlp_in", layer)]).split(shown.texts.sizes)
+    about = {
+        "threshold": settings.name_threshold,
+        "own_prompts": float(own.mean()),
+        "own_least": float(own.min()),
+        "near_most": float(near.max()) if len(near) else None,
+        "speaks": float((plain.inputs[layer] @ read > 0).float().mean()),
+        "strength": strength,
+    }
     return NameNeuron(layer, host, reader, edits, about)
 
 

@@ -1,6 +1,6 @@
 """The method `paper`: the abstract of arXiv 2412.10257 taken literally."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tars_lens.concept import Concept
@@ -8,7 +8,7 @@ from tars_lens.lens import Lens
 from tars_lens.method.recipe import build_patch
 from tars_lens.method.reversal import paper_edits
 from tars_lens.method.settings import Settings
-from tars_lens.method.targeting import target
+from tars_lens.method.targeting import TargetingVector, target
 from tars_lens.patch import Patch
 from tars_lens.weights import Edits, written
 
@@ -28,14 +28,7 @@ def reverse_literally(lens: Lens, concept: Concept, settings: Settings) -> Patch
     Raises:
         TarsError: No prompt of the card leads to the concept.
     """
-    vector = target(
-        lens,
-        concept,
-        sigma=settings.sigma,
-        samples=settings.samples,
-        budget=settings.refine_steps,
-        seed=settings.seed,
-    )
+    vector = targeting_vector(lens, concept, settings.to_dict())
     prompts = (*concept.concept_prompts, *(p.prompt for p in concept.validation.forward))
     counts = settings.paper_counts if settings.edits is None else (settings.edits,)
     tried: list[tuple[float, Edits, dict[str, Any]]] = []
@@ -55,6 +48,27 @@ def reverse_literally(lens: Lens, concept: Concept, settings: Settings) -> Patch
             break
     _, edits, about = min(tried, key=lambda one: one[0])
     return build_patch(lens, edits, concept, settings, [about])
+
+
+def targeting_vector(lens: Lens, concept: Concept, settings: Mapping[str, Any]) -> TargetingVector:
+    """The vector that the method reverses.
+
+    Args:
+        lens: The model as it stands, with earlier concepts removed.
+        concept: The card.
+        settings: As `Settings.to_dict` has them, and a patch's `method` keeps them.
+
+    Raises:
+        TarsError: No prompt of the card leads to the concept.
+    """
+    return target(
+        lens,
+        concept,
+        sigma=settings["sigma"],
+        samples=settings["samples"],
+        budget=settings["refine_steps"],
+        seed=settings["seed"],
+    )
 
 
 def _left(lens: Lens, edits: Edits, prompts: Sequence[str], tokens: Sequence[int]) -> float:

@@ -91,11 +91,11 @@ class Recipe:
             settings: The recipe's constants.
         """
         sites = suppression_sites(lens.n_layers, settings)
-        named = (*settings.name_layers(lens.n_layers), settings.named_layer(lens.n_layers))
+        named = settings.name_layers(lens.n_layers)
         places = Places(
-            inputs=tuple(site.layer for site in sites),
+            inputs=tuple(sorted({*named, *(site.layer for site in sites)})),
             streams=tuple(sorted({layer for site in sites for layer in site.readings})),
-            moments=named,
+            moments=(settings.named_layer(lens.n_layers),),
         )
         plain = PlainText.cached(lens, ids, places)
         return cls(lens, plain, Unembedding.fit(lens), settings)

@@ -90,9 +90,9 @@ class SuppressionNeuron:
         reader: What it reads.
         target: What it writes the reversal of, unit norm, as a direction of the stream.
         edits: Its rows.
-        about: How it was made, for reports: threshold and mean at own prompts in nats, strength
-            (norm of the write there, in the stream's units), share of plain text on which it
-            speaks.
+        about: What reports say of it: `heard`, threshold (nats), strength (norm of the write at
+            own prompts, in the stream's units) and, where no norm bounds the write, reversal: by
+            how many times what the log-probability exceeds the threshold by the logit is lowered.
     """
 
     site: Site
@@ -113,7 +113,7 @@ class Prompts:
 
     Args:
         lens: The base model.
-        groups: Texts, the card's own prompts first; empty groups are left out.
+        groups: Texts: the card's own prompts, its near ones (there may be none), and others.
         direction: The concept.
         sites: Where neurons will sit, earliest first.
     """
@@ -126,7 +126,7 @@ class Prompts:
         sites: Sequence[Site],
     ) -> None:
         self._lens, self._direction, self._sites = lens, direction, sites
-        self._sizes = [len(group) for group in groups if group]
+        self._sizes = [len(group) for group in groups]
         self._batch = lens.prompts([text for group in groups for text in group])
         entry = Point("resid_pre", sites[0].layer)
         ids, last = self._batch
@@ -185,7 +185,7 @@ def fit_reader(
     weights = [1.0 + (settings.likely_weight - 1) * likely.float()]
     share = settings.prompt_weight * float(weights[0].sum())
     targets = [group.target(site) for group in prompts]
-    weights += [torch.full_like(target, share / len(target)) for target in targets]
+    weights += [torch.full_like(target, share / max(len(target), 1)) for target in targets]
     y = torch.cat([plain.inputs[site.layer], *(group.inputs[site.layer] for group in prompts)])
     log_p = torch.cat([said, *targets]).clamp_min(floor)
     weight, offset = _ridge(y, log_p - y @ lens_weight, torch.cat(weights), settings.reader_ridge)
@@ -214,7 +214,7 @@ def suppression_neuron(
         direction: The concept.
         target: What is lowered; see `Unembedding.write_target`.
         plain: Statistics of plain text.
-        prompts: What the card's own prompts show, and other groups; the first is the own one.
+        prompts: What the card's own prompts show, what its near ones do, and other groups.
         settings: Thresholds and strengths.
         taken: Hosts in use.
     """
@@ -225,26 +225,49 @@ def suppression_neuron(
     span = max(own - threshold, 1.0)
     row = past_post_norm(lens, site.layer, target)
     wanted = (settings.said_reversal if last else settings.read_reversal) * span
-    strength = write_strength(
+    strength, lowered = write_strength(
         lens, site.layer, direction, row, plain, prompts[0].scale[site.layer], settings, wanted
     )
     read = reader.row(threshold, settings.gain / span)
     host = host_neuron(lens, plain, site.layer, row, taken, settings.host_share)
-    place = (lens, site.layer, host)
     write = -strength / settings.gain * row
     return SuppressionNeuron(
         site=site,
         neuron=host,
         reader=reader,
         target=target,
-        edits=neuron_rows(*place, read=read, constant=reader.constant, write=write),
+        edits=neuron_rows(lens, site.layer, host, read=read, constant=reader.constant, write=write),
         about={
             "threshold": threshold,
-            "own_prompts": own,
+            **heard(reader, read, site, plain, prompts),
             "strength": strength,
-            "speaks": float((plain.inputs[site.layer] @ read > 0).float().mean()),
+            "reversal": lowered / span,
         },
     )
+
+
+def heard(
+    reader: Reader,
+    read: Float[Tensor, " d_model"],
+    site: Site,
+    plain: PlainText,
+    prompts: Sequence[Shown],
+) -> dict[str, float | None]:
+    """What a neuron hears of the concept, for reports, in nats of the predicted log-probability.
+
+    Returns:
+        own_prompts (mean), own_least, near_most (`None` without near prompts), plain_p99, and
+        speaks: the share of plain text on which the neuron is above its threshold.
+    """
+    own, near = (reader.log_p(group.inputs[site.layer]) for group in prompts[:2])
+    y = plain.inputs[site.layer]
+    return {
+        "own_prompts": float(own.mean()),
+        "own_least": float(own.min()),
+        "near_most": float(near.max()) if len(near) else None,
+        "plain_p99": float(reader.log_p(y).quantile(0.99)),
+        "speaks": float((y @ read > 0).float().mean()),
+    }
 
 
 def write_strength(
@@ -256,7 +279,7 @@ def write_strength(
     scale: float,
     settings: Settings,
     wanted: float,
-) -> float:
+) -> tuple[float, float]:
     """The norm of the write that lowers the concept's logit by so many nats, within bounds.
 
     A norm after the MLP (Gemma 2 and 3) bounds the write: added to an output of norm *m*, a row of
@@ -271,14 +294,19 @@ def write_strength(
         scale: What the final norm divides the stream by at the concept's prompts.
         settings: The bounds.
         wanted: By how much, in nats.
+
+    Returns:
+        The norm, and by how many nats it lowers the logit.
     """
     gain = lens.post_norm_gain(layer)
     if gain is None:
+        effect = float(direction.vector @ row) / scale
         largest = settings.largest_write * float(plain.residual_norm[layer])
-        return min(wanted * scale / float(direction.vector @ row), largest)
+        strength = min(wanted / effect, largest)
+        return strength, strength * effect
     most = float(direction.vector @ (gain.float() * row)) * len(row) ** 0.5 / scale
     share = min(wanted / most, settings.bounded_share) if most > 0 else settings.bounded_share
-    return share / (1 - share**2) ** 0.5 * float(plain.mlp_norm[layer])
+    return share / (1 - share**2) ** 0.5 * float(plain.mlp_norm[layer]), share * most
 
 
 def _ridge(

@@ -48,8 +48,8 @@ def flow_figures(run: Run) -> list[Shown]:
 
 
 def vector_figures(run: Run) -> list[Shown]:
-    """The edited vectors, the null, the refinement."""
-    return list(_vectors(run))
+    """The targeting vectors that were reversed, where the method is `paper`; else none."""
+    return list(_vectors(run)) if run.report["method"]["name"] == "paper" else []
 
 
 def _effect(run: Run) -> Iterator[Shown]:
@@ -122,6 +122,8 @@ def _flow(run: Run) -> Iterator[Shown]:
             table,
             height=figures.rows_height(len(table), table["concept"].nunique()),
         )
+    if "languages_by_layer" in run.tables:
+        yield from _language_depths(run.tables["languages_by_layer"])
     if "edit_effects" in run.tables:
         table = run.tables["edit_effects"]
         named = ["label", *(["concept"] if "concept" in table else [])]
@@ -148,6 +150,23 @@ def _flow(run: Run) -> Iterator[Shown]:
                 height=2.9,
                 concept=key_of(concept) if concept else "",
             )
+
+
+def _language_depths(table: Any) -> Iterator[Shown]:
+    for concept in table["concept"].unique():
+        rows = table[table["concept"] == concept]
+        lines = len(rows.drop_duplicates(["language", "answer"]))
+        yield _draw(
+            f"languages-{key_of(concept)}",
+            f"{visible(concept)}: in which language the layers read it, where the prompt is in "
+            "another one: the logit lens at the prompt's end, by language and layer.",
+            figures.language_depths,
+            rows,
+            height=figures.rows_height(2 * lines + 8),
+            rows=2,
+            across=2,
+            concept=key_of(concept),
+        )
 
 
 def _maps(table: Any) -> Iterator[Shown]:
@@ -219,10 +238,11 @@ def _draw(
     table: Any,
     *,
     height: float,
+    rows: int = 1,
     across: int = 1,
     concept: str = "",
     **options: Any,
 ) -> Shown:
-    made, axes = figure(2, height=height, across=across)
+    made, axes = figure(2, height=height, rows=rows, across=across)
     draw(table, axes, **options)
     return Shown(name, caption, Markup(inline_svg(made, name, caption)), concept)

@@ -31,6 +31,17 @@ _TABLES: dict[str, tuple[str, str, str]] = {
     "edit_effects": ("label role mode kind", "effect", ""),
     "interference": ("edited concept", "forward_after reverse_kept", ""),
     "depth": ("concept prompt", "largest_before largest_after layer_before layer_after", ""),
+    "neurons_used": (
+        "concept kind role reads_or_writes new_tokens reversed_tokens old_tokens",
+        "layer neuron cosine",
+        "",
+    ),
+    "parts": (
+        "concept kind unit why",
+        "layer neuron threshold own_prompts own_least near_most plain_p99 speaks strength",
+        "",
+    ),
+    "languages_by_layer": ("concept language prompt answer word", "layer p_before p_after", ""),
     "curve": ("concept", "edits forward_worst neighbours_kept plain_kl", ""),
     "trajectory": ("", "step probability angle_degrees", ""),
     "null": ("source", "quantile cosine", ""),

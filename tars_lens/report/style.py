@@ -176,6 +176,8 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>|<!--.*?-->", "", text, flags=re.S)
+    # images are named by their content, and nothing refers to them
+    text = re.sub(r' id="image\w+"', "", text)
     # two figures of a page must not share an identifier
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'href="#', f'href="#{name}-', text)

@@ -46,13 +46,6 @@ def notes(report: dict[str, Any]) -> list[str]:
                 f"! {name}: not fully removed; one forward probe still gives it "
                 f"p = {forward['after_max']:.4f}."
             )
-        for part in concept.get("parts", []):
-            if part.get("over_budget"):
-                found.append(
-                    f"! {name}: the {part['kind']} neuron L{part['layer']}N{part['neurons'][0]} "
-                    f"disturbs validation text {part['over_budget']:.1f} times as much as its "
-                    "budget allows; it is the quietest that was found."
-                )
     return found
 
 

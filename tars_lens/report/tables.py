@@ -131,6 +131,8 @@ def run_tables(run: Run) -> dict[str, Table | None]:
     """The run's own tables, by name; `None` for those that aren't there."""
     makers: dict[str, Callable[[pd.DataFrame], Table]] = {
         "probes": _probes,
+        "neurons_used": _neurons_used,
+        "parts": _parts,
         "edits": _edits,
         "kl_worst": _kl_worst,
         "depth": _depth,
@@ -218,6 +220,57 @@ def _edits(frame: pd.DataFrame) -> Table:
         rows.append((key_of(str(row["concept"])), cells))
     titles = ("concept", "neuron", "layer", "role", "cosine with the target", "norm before")
     return Table("Every replaced weight vector", (*titles, "norm after"), tuple(rows))
+
+
+def _neurons_used(frame: pd.DataFrame) -> Table:
+    rows = []
+    for row in _records(frame):
+        cells = (
+            words(row["concept"]),
+            words(row["kind"]),
+            number(row["layer"]),
+            number(row["neuron"]),
+            words(row["role"]),
+            words(row["reads_or_writes"]),
+            number(row["cosine"], "{:.3f}"),
+            *(words(row[f"{which}_tokens"]) for which in ("new", "reversed", "old")),
+        )
+        rows.append((key_of(str(row["concept"])), cells))
+    titles = (
+        *("concept", "kind", "layer", "neuron", "role", "reads or writes"),
+        *("cosine, reversed", "the new vector says", "its reversal says", "the old one said"),
+    )
+    caption = (
+        "Every vector that was put in (a vector says the tokens that it raises most through the "
+        "final norm's gain and the unembedding; cosine: of the old vector with the reversed new)"
+    )
+    return Table(caption, titles, tuple(rows))
+
+
+def _parts(frame: pd.DataFrame) -> Table:
+    rows = []
+    heard = ("threshold", "own_prompts", "own_least", "near_most", "plain_p99")
+    for row in _records(frame):
+        cells = (
+            words(row["concept"]),
+            words(f"{row['kind']} L{row['layer']:.0f}N{row['neuron']:.0f}"),
+            words(row["unit"]),
+            *(number(row[key], "{:.2f}") for key in heard),
+            Cell(NONE if row["speaks"] != row["speaks"] else share(row["speaks"]), number=True),
+            number(row["strength"], "{:.1f}"),
+            words(row["why"]),
+        )
+        rows.append((key_of(str(row["concept"])), cells))
+    titles = (
+        *("concept", "neuron", "hears in", "threshold", "own prompts", "least of them"),
+        *("most at near ones", "99 % of plain text", "speaks on plain text", "strength"),
+        "what it does above the threshold",
+    )
+    caption = (
+        "What each neuron hears, and where it speaks (nats: of the concept's log-probability as "
+        "the neuron predicts it; score: 1 at the concept's name, 0 on plain text)"
+    )
+    return Table(caption, titles, tuple(rows))
 
 
 def _kl_worst(frame: pd.DataFrame) -> Table:

@@ -9,6 +9,7 @@ from tars_lens.measure.spread import cosine_frame, kl_histogram
 from tars_lens.report.figures.capacity import capacity
 from tars_lens.report.figures.choices import ablation
 from tars_lens.report.figures.damage import kl_by_concepts, kl_distribution
+from tars_lens.report.figures.depths import language_depths
 from tars_lens.report.figures.effect import (
     depth,
     directions,
@@ -43,6 +44,7 @@ __all__ = [
     "kl_by_concepts",
     "kl_distribution",
     "kl_histogram",
+    "language_depths",
     "languages",
     "neurons_by_layer",
     "pareto",
