@@ -10,7 +10,9 @@ from tars_lens.cli_paths import path_option
 from tars_lens.method.settings import LAST_SEED
 from tars_lens.naming import HELP as CONCEPTS
 
-RIVALS = "ablation, leace, rank_one, needle, reflection, demotion, gradient_ascent, npo, rmu"
+RIVALS = (
+    "ablation, leace, rank_one, needle, reflection, demotion, engram, gradient_ascent, npo, rmu"
+)
 """The registered names, written out as the registry imports torch."""
 
 

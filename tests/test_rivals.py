@@ -4,9 +4,11 @@ import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
+from commands import mistake
 from patch_models import same, snapshot
 from tiny import tiny_lens
 from tiny_concept import world
@@ -21,6 +23,7 @@ from tars_lens.loading import load
 from tars_lens.rivals import RIVALS, compare, of_all, recorded, rivals_called, together
 from tars_lens.rivals.ablation import direction, projected_out
 from tars_lens.rivals.ascent import npo_loss
+from tars_lens.rivals.base import EXTRAS
 from tars_lens.rivals.choosing import forward_prompts, gentlest, left
 from tars_lens.rivals.demotion import demoted, pulled_back
 from tars_lens.rivals.facts import Facts, own_facts
@@ -35,7 +38,7 @@ from tars_lens.rivals.value_vectors import token_scores
 from tars_lens.weights import Rows, written
 from tars_lens.windows import cut
 
-HAS_LEACE = importlib.util.find_spec("concept_erasure") is not None
+MISSING = {name for name, (module, _) in EXTRAS.items() if not importlib.util.find_spec(module)}
 SMALL = Suite(
     "full",
     windows=2,
@@ -48,7 +51,7 @@ SMALL = Suite(
     epochs=1,
     resamples=20,
 )
-needs_leace = pytest.mark.skipif(not HAS_LEACE, reason="the concept-erasure package is an extra")
+needs_leace = pytest.mark.skipif("leace" in MISSING, reason="its package is an extra")
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +84,8 @@ def _changed(lens, edit) -> set[str]:
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_a_rival_works_on_the_concept_and_is_undone_bit_by_bit(name, tiny, card, windows):
-    if name == "leace" and not HAS_LEACE:
-        pytest.skip("the concept-erasure package is an extra")
+    if name in MISSING:
+        pytest.skip("its package is an extra")
     before, p = snapshot(tiny), left(tiny, card)
     wanted = [weight.requires_grad for weight in tiny.model.parameters()]
     logits = tiny.next_logits(tiny.batch([[5, 6, 7]]))
@@ -157,18 +160,26 @@ def _shaken(lens, card, strength):
     lens.unembedding[:, tokens] -= strength * (stream * lens.final_gain)[:, None]
 
 
-def test_rivals_are_called_by_name(monkeypatch):
+def test_rivals_are_called_by_name():
     assert list(rivals_called(["rmu", "npo", "rmu"])) == ["rmu", "npo"]
     with pytest.raises(TarsError, match="unknown rival 'rum'. Did you mean 'rmu'"):
         rivals_called(["rum"])
-    monkeypatch.setitem(sys.modules, "concept_erasure", None)
-    with pytest.raises(TarsError, match=r"pip install 'tars-lens\[leace\]'"):
-        rivals_called(["leace"])
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize("there", [None, ModuleType("a namesake")])
+def test_a_rival_whose_package_is_missing_is_left_out_or_refused(name, there, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, EXTRAS[name][0], there)
+    assert name not in rivals_called(None)
+    assert f"pip install 'tars-lens[{name}]'" in caplog.text
+    said = mistake("compare", "saturn", "--rivals", f"rmu, {name}")
+    assert f"the rival '{name}' needs a package" in said
+    assert f"pip install 'tars-lens[{name}]'" in said
 
 
 def test_a_rival_sees_no_reported_probe(tiny, card, windows):
     blind = replace(card, probes=replace(card.probes, forward=(), reverse=(), neighbour=()))
-    for name in ("ablation", "needle", "demotion", "reflection"):
+    for name in ("ablation", "needle", "demotion", "reflection", *({"engram"} - MISSING)):
         held = []
         for of in (card, blind):
             with RIVALS[name](tiny, of, windows, 0)(tiny):
@@ -194,7 +205,7 @@ print(cost.seconds, cost.more_rss_bytes, cost.peak_rss_bytes)
 
 
 def test_the_full_battery_holds_and_lets_go_every_kind_of_edit(tiny, card):
-    names = ["ablation", "rmu", *(["leace"] if HAS_LEACE else [])]  # weights, training, hooks
+    names = ["ablation", "rmu", *({"leace"} - MISSING)]  # weights, training, hooks
     before = snapshot(tiny)
     found = compare(
         *(tiny, [card], rivals_called(names)), suite=SMALL, corpus=load_corpus(world().corpus)

@@ -24,15 +24,12 @@ FRAMES = (
     "I read about {}",
     "The {}",
     "Let me tell you about {}",
-    "We talked about {}",
-    "This is a text about {}",
     "A short note on {}",
     "Everybody has heard of {}",
-    "My question is about {}",
 )
 """Neutral contexts for a name; it never stands at position 0, which many models treat apart."""
 
-BARE_FRAMES = ("Here is a list.\n{}", "Question:\n{}", 'He wrote: "{}', "({}", "News.\n\n{}")
+BARE_FRAMES = ("Here is a list.\n{}", 'He wrote: "{}', "({}")
 """Contexts in which no space stands before a name, which many tokenizers then spell otherwise."""
 
 OTHER_BEARERS = ("Another {}", "The old {}", "John {}", "South {}", "The second {}", "Our own {}")

@@ -20,10 +20,10 @@ from tars_lens.method.few import few_vectors
 from tars_lens.method.name import NameNeuron, name_neuron, name_shown
 from tars_lens.method.settings import Settings
 from tars_lens.method.suppression import (
+    Prompts,
     Shown,
     Site,
     SuppressionNeuron,
-    shown,
     suppression_neuron,
 )
 from tars_lens.method.unembedding import Unembedding
@@ -119,7 +119,7 @@ class Recipe:
         """
         direction = concept_direction(self.lens, concept, self.unembedding)
         width = len(self.lens.roles)
-        budget = self.settings.edits if self.settings.edits is not None else 1 << 30
+        budget = self.settings.edits or self.settings.neurons * width
         if budget < width:
             return [self._few(direction, concept, budget, taken)]
         count, used = budget // width, set(taken)
@@ -144,16 +144,14 @@ class Recipe:
         they leave of the concept is what the next one has to read.
         """
         sites = suppression_sites(self.lens.n_layers, self.settings)
-        texts = self._texts(direction, concept)
-        base = [shown(self.lens, group, direction, sites) for group in texts]
+        texts = Prompts(self.lens, self._texts(direction, concept), direction, sites)
+        base = texts.shown()
         target = self._target(direction)
         wanted = [site for site in sites[:-1] if self._readable(base[0], site)]
         found: list[SuppressionNeuron] = []
         for site in [*wanted[max(0, len(wanted) - count + 1) :], sites[-1]]:
             edits = joined(neuron.edits for neuron in found)
-            prompts = list(base)
-            if found:
-                prompts += [shown(self.lens, group, direction, [site], edits) for group in texts]
+            prompts = [*base, *texts.shown(edits)] if found else base
             used = {*taken, *((n.layer, n.neuron) for n in found)}
             neuron = suppression_neuron(
                 self.lens, site, direction, target, self.plain, prompts, self.settings, used
@@ -171,7 +169,7 @@ class Recipe:
         """The last layer's neuron with fewer vectors than a whole one takes."""
         site = suppression_sites(self.lens.n_layers, self.settings)[-1]
         texts = self._texts(direction, concept)
-        prompts = [shown(self.lens, group, direction, [site]) for group in texts]
+        prompts = Prompts(self.lens, texts, direction, [site]).shown()
         target = self._target(direction)
         return few_vectors(
             self.lens, site, direction, target, self.plain, prompts, self.settings, count, taken

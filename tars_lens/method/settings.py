@@ -41,6 +41,7 @@ class Settings:
         name: `tars`, this package's recipe, or `paper`, the abstract taken literally.
         seed: Of every random draw, from 0 to `LAST_SEED`.
         edits: At most so many weight vectors a concept; `None` leaves it to the method.
+        neurons: At most so many whole neurons a concept, where `edits` doesn't say.
         depths: Where suppression neurons sit beside the last layer's, which there always is.
         readable: A neuron before the last layer is left out where the lens reads the concept with
             less than this probability at each of the card's prompts.
@@ -82,10 +83,11 @@ class Settings:
     name: MethodName = "tars"
     seed: int = 0
     edits: int | None = None
-    depths: tuple[float, ...] = (0.72, 0.83, 0.93)
+    neurons: int = 4
+    depths: tuple[float, ...] = (0.67, 0.83, 0.93)
     readable: float = 0.01
     said_threshold: float = 0.0005
-    read_threshold: float = 0.003
+    read_threshold: float = 0.001
     said_reversal: float = 2.0
     read_reversal: float = 1.5
     bounded_strength: float = 1.0
@@ -125,7 +127,7 @@ class Settings:
         self._check(_PROBABILITIES, "between 0 and 1", lambda x: _LEAST <= x < 1)
         self._check(_SHARES, "from 0 to below 1", lambda x: 0 <= x < 1)
         self._check(("depths", "name_depths"), "from 0 to 1", lambda x: 0 <= x <= 1)
-        self._check(("paper_counts",), "at least 1", lambda x: x >= 1)
+        self._check(("neurons", "paper_counts"), "at least 1", lambda x: x >= 1)
         for name in ("name_depths", "paper_counts"):
             if not getattr(self, name):
                 raise TarsError(f"{name} must have one value at least.")

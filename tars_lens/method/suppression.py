@@ -108,39 +108,50 @@ class SuppressionNeuron:
         return self.site.layer
 
 
-def shown(
-    lens: Lens,
-    texts: Sequence[str],
-    direction: ConceptDirection,
-    sites: Sequence[Site],
-    edits: Edits | None = None,
-) -> Shown:
-    """What the model shows at the ends of some texts, at every layer that the sites need.
+class Prompts:
+    """Groups of texts whose ends show the concept, or things near it; run once up to the sites.
 
     Args:
         lens: The base model.
-        texts: Prompts.
+        groups: Texts, the card's own prompts first; empty groups are left out.
         direction: The concept.
-        sites: Where neurons will sit.
-        edits: Rows to hold in the model meanwhile.
+        sites: Where neurons will sit, earliest first.
     """
-    layers = sorted({site.layer for site in sites})
-    readings = sorted({layer for site in sites for layer in site.readings})
-    if not texts:
-        nothing = torch.zeros(0, device=lens.device)
-        empty = nothing.reshape(0, 1).expand(0, lens.d_model)
-        return Shown(dict.fromkeys(layers, empty), dict.fromkeys(readings, nothing), {})
-    batch = lens.prompts(texts)
-    inputs = {layer: Point("mlp_in", layer) for layer in layers}
-    streams = {layer: Point("resid_post", layer) for layer in {*layers, *readings}}
-    with written(lens, edits or {}):
+
+    def __init__(
+        self,
+        lens: Lens,
+        groups: Sequence[Sequence[str]],
+        direction: ConceptDirection,
+        sites: Sequence[Site],
+    ) -> None:
+        self._lens, self._direction, self._sites = lens, direction, sites
+        self._sizes = [len(group) for group in groups if group]
+        self._batch = lens.prompts([text for group in groups for text in group])
+        entry = Point("resid_pre", sites[0].layer)
+        ids, last = self._batch
+        self._resume = (entry.layer, lens.capture(ids, [entry], last=last)[entry])
+
+    def shown(self, edits: Edits | None = None) -> list[Shown]:
+        """What each group shows at the sites' layers, with rows held in the model meanwhile."""
+        lens, (ids, last) = self._lens, self._batch
+        inputs = {site.layer: Point("mlp_in", site.layer) for site in self._sites}
+        layers = {layer for site in self._sites for layer in (site.layer, *site.readings)}
+        streams = {layer: Point("resid_post", layer) for layer in sorted(layers)}
         points = [*inputs.values(), *streams.values()]
-        seen = lens.capture(batch.ids, points, positions=batch.last)
-    return Shown(
-        inputs={layer: seen[point].float() for layer, point in inputs.items()},
-        log_p={la: _log_p(lens.read_out(seen[streams[la]]), direction.tokens) for la in readings},
-        scale={layer: _scale(lens, seen[streams[layer]]) for layer in layers},
-    )
+        with written(lens, edits or {}):
+            seen = lens.capture(ids, points, positions=last, resume=self._resume)
+        tokens = self._direction.tokens
+        return [
+            Shown(
+                inputs={la: seen[point][rows].float() for la, point in inputs.items()},
+                log_p={
+                    la: _log_p(lens, seen[point][rows], tokens) for la, point in streams.items()
+                },
+                scale={la: _scale(lens, seen[streams[la]][rows]) for la in inputs},
+            )
+            for rows in torch.arange(len(ids), device=ids.device).split(self._sizes)
+        ]
 
 
 def fit_reader(
@@ -172,11 +183,11 @@ def fit_reader(
     said = said.amax(dim=0)
     likely = said > math.log(settings.likely_p)
     weights = [1.0 + (settings.likely_weight - 1) * likely.float()]
-    groups = [group for group in prompts if len(group.target(site))]
     share = settings.prompt_weight * float(weights[0].sum())
-    weights += [torch.full_like(g.target(site), share / len(g.target(site))) for g in groups]
-    y = torch.cat([plain.inputs[site.layer], *(group.inputs[site.layer] for group in groups)])
-    log_p = torch.cat([said, *(group.target(site) for group in groups)]).clamp_min(floor)
+    targets = [group.target(site) for group in prompts]
+    weights += [torch.full_like(target, share / len(target)) for target in targets]
+    y = torch.cat([plain.inputs[site.layer], *(group.inputs[site.layer] for group in prompts)])
+    log_p = torch.cat([said, *targets]).clamp_min(floor)
     weight, offset = _ridge(y, log_p - y @ lens_weight, torch.cat(weights), settings.reader_ridge)
     return Reader(lens_weight + weight, offset, plain.constant(site.layer))
 
@@ -265,7 +276,10 @@ def _plain_log_p(
     return logits.logsumexp(dim=-1) - plain.log_partitions[layer]
 
 
-def _log_p(logits: Float[Tensor, "rows d_vocab"], tokens: Sequence[int]) -> Float[Tensor, " rows"]:
+def _log_p(
+    lens: Lens, stream: Float[Tensor, "rows d_model"], tokens: Sequence[int]
+) -> Float[Tensor, " rows"]:
+    logits = lens.read_out(stream)
     return logits[:, list(tokens)].logsumexp(dim=-1) - logits.logsumexp(dim=-1)
 
 

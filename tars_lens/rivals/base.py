@@ -1,5 +1,6 @@
 """What a rival is: a method from the literature that gives an edit which can be held and let go."""
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tars_lens.concept import Concept
+from tars_lens.errors import TarsError
 from tars_lens.lens import Lens
 from tars_lens.model_state import model_state
 from tars_lens.windows import Windows
@@ -22,6 +24,28 @@ Rival = Callable[[Lens, Concept, Windows, int], Edit]
 It may read the card's own prompts, contrast and validation, and of the text the windows for
 statistics: what `tars` may read. No rival sees a reported probe or a reported window.
 """
+
+EXTRAS = {"leace": ("concept_erasure", "LeaceEraser"), "engram": ("engram", "EngramEditor")}
+"""The package of a rival that is an extra by the rival's name, and what tells it from a namesake.
+"""
+
+
+def extra(name: str) -> Any:
+    """The package that a rival needs.
+
+    Raises:
+        TarsError: It isn't installed.
+    """
+    module, wanted = EXTRAS[name]
+    try:
+        package = importlib.import_module(module)
+        getattr(package, wanted)
+    except (ImportError, AttributeError) as error:
+        raise TarsError(
+            f"the rival {name!r} needs a package that isn't installed: pip install "
+            f"'tars-lens[{name}]', or name other rivals (--rivals)."
+        ) from error
+    return package
 
 
 def recorded(

@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.concept import Concept
-from tars_lens.errors import TarsError
 from tars_lens.lens import Batch, Lens, Point
-from tars_lens.rivals.base import Edit
+from tars_lens.rivals.base import Edit, extra
 from tars_lens.rivals.choosing import forward_prompts, other_prompts
 from tars_lens.windows import Windows
 
@@ -28,7 +27,7 @@ def leace(lens: Lens, concept: Concept, windows: Windows, seed: int) -> Edit:
     paper's concept scrubbing has it; none stands after the last layer. It is no edit of weights:
     the stream is mapped as it enters a layer, after the erasers of earlier concepts.
     """
-    package = concept_erasure()
+    package = extra("leace")
     own = [*forward_prompts(concept), *(p.prompt for p in concept.validation.reverse)]
     others = other_prompts(concept)
     batch = lens.prompts([*own, *others])
@@ -70,22 +69,6 @@ def _held(lens: Lens, layer: int, eraser: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def concept_erasure() -> Any:
-    """The package.
-
-    Raises:
-        TarsError: It isn't installed.
-    """
-    try:
-        import concept_erasure as package
-    except ImportError as error:
-        raise TarsError(
-            "the rival 'leace' needs the concept-erasure package: pip install 'tars-lens[leace]', "
-            "or name other rivals (--rivals)."
-        ) from error
-    return package
 
 
 class _Run(NamedTuple):

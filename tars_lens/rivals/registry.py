@@ -1,15 +1,15 @@
 """Every rival by name, in the order in which tables show them."""
 
-import importlib.util
 import logging
 from collections.abc import Sequence
 
-from tars_lens.errors import unknown
+from tars_lens.errors import TarsError, unknown
 from tars_lens.rivals.ablation import ablation
 from tars_lens.rivals.ascent import gradient_ascent, npo
-from tars_lens.rivals.base import Rival
+from tars_lens.rivals.base import EXTRAS, Rival, extra
 from tars_lens.rivals.demotion import demotion
-from tars_lens.rivals.leace import concept_erasure, leace
+from tars_lens.rivals.engram import engram
+from tars_lens.rivals.leace import leace
 from tars_lens.rivals.needle import needle
 from tars_lens.rivals.rank_one import rank_one
 from tars_lens.rivals.reflection import reflection
@@ -24,6 +24,7 @@ RIVALS: dict[str, Rival] = {
     "needle": needle,
     "reflection": reflection,
     "demotion": demotion,
+    "engram": engram,
     "gradient_ascent": gradient_ascent,
     "npo": npo,
     "rmu": rmu,
@@ -37,15 +38,16 @@ def rivals_called(names: Sequence[str] | None) -> dict[str, Rival]:
     Raises:
         TarsError: There is none of a name, or it needs a package that isn't installed.
     """
-    if names is None:
-        found = dict(RIVALS)
-        if importlib.util.find_spec("concept_erasure") is None:
-            logger.warning("leace is left out: it needs pip install 'tars-lens[leace]'.")
-            del found["leace"]
-        return found
-    for name in names:
+    for name in names or ():
         if name not in RIVALS:
             raise unknown("rival", name, RIVALS)
-    if "leace" in names:
-        concept_erasure()
-    return {name: RIVALS[name] for name in dict.fromkeys(names)}
+    found = dict(RIVALS) if names is None else {n: RIVALS[n] for n in dict.fromkeys(names)}
+    for name in [name for name in EXTRAS if name in found]:
+        try:
+            extra(name)
+        except TarsError:
+            if names is not None:
+                raise
+            logger.warning("%s is left out: it needs pip install 'tars-lens[%s]'.", name, name)
+            del found[name]
+    return found
