@@ -10,7 +10,7 @@ from tiny_recipe import ids_of, sharp
 from tars_lens.method.direction import concept_direction
 from tars_lens.method.few import few_vectors
 from tars_lens.method.recipe import suppression_sites
-from tars_lens.method.suppression import shown
+from tars_lens.method.suppression import Prompts
 
 LAST = 2
 
@@ -22,7 +22,7 @@ def _made(arch, count, taken=(), **settings):
     concept = replace(place.concept, prompts=())
     direction = concept_direction(place.lens, concept)
     site = suppression_sites(place.lens.n_layers, recipe.settings)[-1]
-    own = shown(place.lens, [concept.prompt], direction, [site])
+    (own,) = Prompts(place.lens, [[concept.prompt]], direction, [site]).shown()
     y = own.inputs[LAST][0]
     means, covariances = (
         {**of, LAST: v}

@@ -58,7 +58,7 @@ def test_a_name_is_read_as_it_begins_a_sentence_or_a_text_and_in_its_plural(begi
     assert [form[0] for form in texts.others] == [FRAMES[0].format(name) for name in spaced]
     bare = ("Elephants", "Elephant", "elephant", "elephants", *(["olifant"] if begins else []))
     assert texts.bare[: len(bare)] == tuple((name,) for name in bare)
-    assert [form[3] for form in texts.bare[len(bare) :]][:3] == [f"({name}" for name in bare[:3]]
+    assert [form[2] for form in texts.bare[len(bare) :]][:3] == [f"({name}" for name in bare[:3]]
     assert texts.near_bare[:2] == (
         ("Rhino", "Lion") if begins else ("Rhino", BARE_FRAMES[0].format("Rhino"))
     )

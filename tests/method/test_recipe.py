@@ -16,7 +16,13 @@ from tars_lens.method.settings import Settings
 from tars_lens.model_state import model_state
 from tars_lens.patch import Patch
 
-MANY = {"depths": (0.5, 0.67), "name_depths": (0.17,), "named_depth": 0.5, "readable": 1e-9}
+MANY = {
+    "depths": (0.5, 0.67),
+    "name_depths": (0.17,),
+    "named_depth": 0.5,
+    "readable": 1e-9,
+    "neurons": 9,
+}
 """Of six layers: neurons in the layers 1 (the name's), 3, 4 and 5."""
 
 
@@ -40,6 +46,14 @@ def test_no_more_vectors_than_are_allowed(arch, edits):
     kinds = [part["kind"] for part in patch.method["parts"]]
     assert kinds == ["name" if layer == 1 else "suppression" for layer in layers]
     assert {(part["layer"], *part["neurons"]) for part in patch.method["parts"]} == patch.neurons
+
+
+@pytest.mark.parametrize(("neurons", "layers"), [(1, [5]), (2, [1, 5]), (3, [1, 4, 5])])
+def test_no_more_neurons_than_are_allowed_where_no_vectors_are_counted(neurons, layers):
+    patch = (
+        sharp("llama", 6).recipe(**{**MANY, "neurons": neurons}).patch(sharp("llama", 6).concept)
+    )
+    assert [part["layer"] for part in patch.method["parts"]] == layers
 
 
 def test_a_patch_records_the_card_and_every_setting():

@@ -11,7 +11,14 @@ from tiny_recipe import gain_of, ids_of, sharp
 from tars_lens.method.direction import concept_direction
 from tars_lens.method.recipe import suppression_sites
 from tars_lens.method.settings import Settings
-from tars_lens.method.suppression import Reader, Site, _ridge, fit_reader, shown, suppression_neuron
+from tars_lens.method.suppression import (
+    Prompts,
+    Reader,
+    Site,
+    _ridge,
+    fit_reader,
+    suppression_neuron,
+)
 from tars_lens.text.plain_text import STRIDE, WINDOWS_AT_ONCE
 
 ARCHITECTURES = ("llama", "gemma2", "gemma3", "gpt2")
@@ -63,15 +70,19 @@ def test_what_prompts_show_is_what_the_plain_model_says(arch):
     direction = concept_direction(place.lens, place.concept)
     tokens = [place.token, 7]
     sites = (Site(1, (1,)), Site(LAST, (LAST,)))
-    found = shown(place.lens, texts, replace(direction, tokens=tuple(tokens)), sites)
+    both_tokens = replace(direction, tokens=tuple(tokens))
+    first, empty, second = texts[:2], [], texts[2:]
+    groups = Prompts(place.lens, [first, empty, second], both_tokens, sites).shown()
+    assert [len(group.log_p[LAST]) for group in groups] == [len(first), len(second)]
     for index, text in enumerate(texts):
         seen = place.seen(torch.tensor([ids_of(text)]))
         said = seen.logits[0, -1].log_softmax(-1)[tokens].logsumexp(0)
-        torch.testing.assert_close(found.log_p[LAST][index], said, rtol=1e-4, atol=1e-4)
+        found, at = (groups[0], index) if index < 2 else (groups[1], index - 2)
+        torch.testing.assert_close(found.log_p[LAST][at], said, rtol=1e-4, atol=1e-4)
         lens = place.read_out(seen.streams[1])[0, -1].log_softmax(-1)[tokens].logsumexp(0)
-        torch.testing.assert_close(found.log_p[1][index], lens, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(found.inputs[1][index], seen.inputs[1][0, -1])
-    ends = [place.seen(torch.tensor([ids_of(t)])).streams[LAST][0, -1] for t in texts]
+        torch.testing.assert_close(found.log_p[1][at], lens, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.inputs[1][at], seen.inputs[1][0, -1])
+    ends = [place.seen(torch.tensor([ids_of(t)])).streams[LAST][0, -1] for t in second]
     scales = [x.std(correction=0) if arch == "gpt2" else x.square().mean().sqrt() for x in ends]
     assert found.scale[LAST] == pytest.approx(float(torch.stack(scales).mean()), rel=1e-4)
     both = found.target(Site(1, (1, LAST)))
@@ -87,7 +98,7 @@ def test_a_reader_is_the_lens_and_a_regression_of_the_rest(arch):
     site = Site(1, (1, LAST))
     own = list(place.concept.concept_prompts)
     near = [probe.prompt for probe in place.concept.contrast]
-    groups = [shown(place.lens, texts, direction, [site]) for texts in (own, [], near)]
+    groups = Prompts(place.lens, [own, [], near], direction, [site]).shown()
     found = fit_reader(place.lens, site, direction, recipe.plain, groups, settings)
 
     def log_p(seen):
@@ -128,7 +139,7 @@ def _alone(place, settings, **changes):
     recipe = place.recipe(**settings)
     direction = concept_direction(place.lens, concept)
     site = suppression_sites(place.lens.n_layers, recipe.settings)[-1]
-    own = shown(place.lens, [concept.prompt], direction, [site])
+    (own,) = Prompts(place.lens, [[concept.prompt]], direction, [site]).shown()
     y = own.inputs[LAST][0]
     plain = replace(
         recipe.plain,
@@ -245,6 +256,22 @@ def test_no_neuron_sits_where_the_lens_reads_nothing():
         direction = concept_direction(place.lens, place.concept)
         found = recipe.suppression(direction, place.concept, 5)
         assert [neuron.layer for neuron in found] == layers
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_what_prompts_show_with_rows_in_place_is_the_edited_models(arch):
+    place = sharp(arch)
+    direction = concept_direction(place.lens, place.concept)
+    texts = list(place.concept.concept_prompts)
+    sites = suppression_sites(3, Settings(depths=(0.4,)))
+    edits = place.silenced(1, 5)
+    base = Prompts(place.lens, [texts], direction, sites)
+    before, edited, after = (base.shown(rows)[0].log_p[LAST] for rows in (None, edits, None))
+    with place.holding(edits):
+        rows = [place.seen(torch.tensor([ids_of(text)])).logits[0, -1] for text in texts]
+    said = torch.stack(rows).log_softmax(-1)[:, place.token]
+    torch.testing.assert_close(edited, said, rtol=1e-4, atol=1e-4)
+    assert torch.equal(before, after) and not torch.equal(before, edited)
 
 
 def test_each_neuron_is_fitted_with_the_earlier_ones_in_place():
