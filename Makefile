@@ -35,8 +35,8 @@ fuzz: setup
 
 # some minutes each, on SmolLM2-135M; the tables go to runs/bench too
 bench: setup
-	for name in loading ranking paired_kl memory erase_stages choice side_by_side \
-		inference_mode scaling; do \
+	for name in loading ranking paired_kl memory erase_stages side_by_side inference_mode \
+		scaling; do \
 		.venv/bin/python benchmarks/$$name.py --out runs/bench/$$name.csv || exit 1; echo; done
 
 # a paper's tables and figures, into analyses/out; `make paper MODEL=path` for another model

@@ -54,35 +54,43 @@ def variants(seed: int) -> list[Variant]:
     def no_contrast(card: Concept) -> Concept:
         return replace(card, contrast=(), substitute="")
 
+    def name_write(times: float) -> Settings:  # which of the two counts is the model's affair
+        reversal, bounded = recipe.name_reversal, recipe.name_bounded_strength
+        return replace(
+            recipe, name_reversal=times * reversal, name_bounded_strength=times * bounded
+        )
+
+    ridge = recipe.reader_ridge
     return [
         Variant("tars", "method", recipe),
-        Variant("late gates read the description", "leaning", replace(recipe, leaning=False)),
-        Variant("hosts that carry the concept", "host", replace(recipe, host="carrier")),
-        Variant("readers not centred", "centring", replace(recipe, centred=False)),
+        Variant("paper, 20 vectors", "method", paper),
+        Variant("paper, not refined", "refinement", replace(paper, refine_steps=0)),
+        Variant("last layer and name only", "layer", replace(recipe, depths=())),
+        Variant("last layer only", "layer", replace(recipe, edits=3)),
+        Variant("one vector", "edits", replace(recipe, edits=1)),
+        Variant("reader ridge / 10", "reader", replace(recipe, reader_ridge=ridge / 10)),
+        Variant("reader ridge x 10", "reader", replace(recipe, reader_ridge=ridge * 10)),
+        Variant(
+            "prompts count a tenth",
+            "reader",
+            replace(recipe, prompt_weight=recipe.prompt_weight / 10),
+        ),
+        Variant("said threshold 0.0001", "threshold", replace(recipe, said_threshold=1e-4)),
+        Variant("said threshold 0.002", "threshold", replace(recipe, said_threshold=2e-3)),
+        Variant("read threshold 0.0005", "threshold", replace(recipe, read_threshold=5e-4)),
+        Variant("read threshold 0.02", "threshold", replace(recipe, read_threshold=2e-2)),
+        Variant("name threshold 0.3", "threshold", replace(recipe, name_threshold=0.3)),
+        Variant("name threshold 0.7", "threshold", replace(recipe, name_threshold=0.7)),
+        Variant("said reversal 1.2", "strength", replace(recipe, said_reversal=1.2)),
+        Variant("said reversal 3", "strength", replace(recipe, said_reversal=3.0)),
+        Variant("name's write / 2", "strength", name_write(0.5)),
+        Variant("name's write x 2", "strength", name_write(2.0)),
+        Variant("idlest hosts", "host", replace(recipe, host_share=0.0)),
+        Variant("hosts of the idlest tenth", "host", replace(recipe, host_share=0.1)),
         Variant("write not whitened", "whitening", replace(recipe, write_ridge=_UNWHITENED)),
-        Variant(
-            "forward reader not whitened", "whitening", replace(recipe, forward_ridge=_UNWHITENED)
-        ),
-        Variant(
-            "reverse reader not whitened", "whitening", replace(recipe, reverse_ridge=_UNWHITENED)
-        ),
         Variant("write without neighbours", "neighbours", replace(recipe, neighbour_weight=0.0)),
         Variant("card without contrast", "neighbours", recipe, no_contrast),
         Variant("one prompt", "prompts", recipe, one_prompt),
-        Variant("last layer and name only", "layer", replace(recipe, edits=6)),
-        Variant("last layer only", "layer", replace(recipe, edits=3)),
-        Variant("one vector", "edits", replace(recipe, edits=1)),
-        Variant("threshold 0", "threshold", replace(recipe, forward_thresholds=(0.0,))),
-        Variant("safety 1", "strength", replace(recipe, safety=1.0)),
-        Variant("reverse strength / 2", "strength", replace(recipe, reverse_strength=0.75)),
-        Variant("paper, 20 vectors", "method", paper),
-        Variant("paper, not refined", "refinement", replace(paper, refine_steps=0)),
-        Variant("threshold 0.35", "threshold", replace(recipe, forward_thresholds=(0.35,))),
-        Variant("forward ridge / 10", "lam", replace(recipe, forward_ridge=0.02)),
-        Variant("forward ridge x 10", "lam", replace(recipe, forward_ridge=2.0)),
-        Variant("reverse at 17 % of the depth", "layer", replace(recipe, reverse_depths=(0.17,))),
-        Variant("safety 4", "strength", replace(recipe, safety=4.0)),
-        Variant("reverse strength x 2", "strength", replace(recipe, reverse_strength=3.0)),
     ]
 
 

@@ -19,7 +19,7 @@ from tars_lens.report.style import figure
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the curve, one row for each concept and number of edits."""
     options = parser(__doc__, TWO)
-    options.add_argument("--counts", type=int, nargs="+", default=[1, 2, 3, 6, 9, 12, 15, 18])
+    options.add_argument("--counts", type=int, nargs="+", default=[1, 3, 6, 9, 12])
     analysis = begin(options, __file__, argv)
     rows = [row for concept in analysis.concepts for row in _curve(analysis, concept)]
     frame = pd.DataFrame(rows)

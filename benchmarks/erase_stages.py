@@ -8,28 +8,29 @@ from typing import Any
 from unittest.mock import patch as replaced
 
 import pandas as pd
-from tars_lens.neutral import Neutral
-from tars_lens.trials import Trials
 from timing import arguments, interleaved, peak_bytes, reset_peak, show
 
-from tars_lens import erasure, removal
+from tars_lens import erasure
 from tars_lens.concept import Concept
 from tars_lens.corpus import load_corpus
 from tars_lens.lens import Lens
 from tars_lens.loading import load
+from tars_lens.method import recipe
+from tars_lens.method.recipe import Recipe
 from tars_lens.method.settings import Settings
 from tars_lens.method.unembedding import Unembedding
+from tars_lens.text.plain_text import PlainText
 from tars_lens.windows import cut
 
 _STAGES: tuple[tuple[Any, str, str], ...] = (
     (erasure, "cut", "windows cut"),
     (erasure, "base_frame", "probes before"),
-    (Neutral, "cached", "statistics, cached"),
+    (PlainText, "cached", "plain text, cached"),
     (Unembedding, "fit", "unembedding"),
-    (erasure, "study", "study"),
-    (Trials, "of", "trials' prefixes"),
-    (removal, "reverse_part", "reverse search"),
-    (removal, "forward_part", "forward search"),
+    (recipe, "concept_direction", "direction"),
+    (recipe, "name_shown", "name"),
+    (recipe, "name_neuron", "name"),
+    (Recipe, "suppression", "suppression"),
     (erasure, "with_after", "probes after"),
     (erasure, "paired_kl", "KL"),
     (erasure, "verify", "verify"),
@@ -82,17 +83,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         lens = load(options.model, progress=False)
     with stages.timed("corpus"):
         corpus = load_corpus(options.corpus, progress=False)
-    windows, layers = cut(lens, corpus), Settings().layers(lens.n_layers)
+    windows = cut(lens, corpus)
     ids = windows.statistics[:1]
     unit = interleaved({"pass": lambda: lens.read_out(lens.residual(ids, -1))}, 7)["pass"]
-    with stages.timed("statistics, cold"):
-        Neutral.fit(lens, windows.statistics, layers)
-    Neutral.cached(lens, windows.statistics, layers)  # so that the erasure finds them
+    cold = stages.wrapped(PlainText.fit, "plain text, cold")
+    with replaced.object(PlainText, "cached", cold):
+        Recipe.prepared(lens, windows.statistics, Settings())
+    Recipe.prepared(lens, windows.statistics, Settings())  # so that the erasure finds it
     started = time.perf_counter()
     with staged(stages):
         erase(lens, options.concepts, corpus, options.kl_tokens)
     total = time.perf_counter() - started
-    inside = sum(stages.seconds.get(name, 0.0) for _, _, name in _STAGES)
+    inside = sum(stages.seconds.get(name, 0.0) for name in {name for *_, name in _STAGES})
     stages.seconds |= {"all else": total - inside, "erase, in all": total}
     show(
         f"Stages of erasing {', '.join(options.concepts)} from {options.model}",

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     windows = cut(lens, load_corpus(options.corpus, progress=False))
     count = min(options.windows, len(windows.reported))
     windows = replace(windows, reported=windows.reported[:count], texts=windows.texts[:count])
-    early, late = Settings().layers(lens.n_layers)[0], lens.n_layers - 1
+    early, late = Settings().name_layers(lens.n_layers)[0], lens.n_layers - 1
 
     def paired(layer: int, *, remember: bool = False) -> Case:
         edits = _edit(lens, layer)

@@ -1,9 +1,9 @@
 """One concept out of one model by this package's recipe and by two rivals: seconds and memory.
 
 Every method runs once, in a process of its own that has loaded the model. What is measured is the
-making of the edit from the card and plain text, the choice on validation text included, and no
-measurement of what it does. `rank_one` gathers its own statistics of plain text each time, so the
-recipe stands here with its statistics gathered anew and taken from the cache. Of the rivals' memory
+making of the edit from the card and plain text, a rival's choice on validation text included, and
+no measurement of what it does. `rank_one` gathers its own statistics of plain text each time, so
+the recipe stands here with plain text gathered anew and taken from the cache. Of the rivals' memory
 one copy of the weights is the harness's, which keeps it to undo them bit by bit.
 """
 
@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch as replaced
 
 from timing import added_peak_bytes, arguments, compared, show
 
 _REFERENCE = "rank_one"
-_METHODS = ("tars", "tars, statistics cached", _REFERENCE, "ablation")
+_METHODS = ("tars", "tars, plain text cached", _REFERENCE, "ablation")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,29 +68,27 @@ def measured(options: Any) -> dict[str, float]:
 
 
 def _maker(method: str, lens: Any, concept: Any, corpus: Any) -> Callable[[], Any]:
-    from tars_lens.neutral import Neutral
-    from tars_lens.removal import remove
-    from tars_lens.study import study
-
+    from tars_lens.method.recipe import Recipe
     from tars_lens.method.settings import Settings
-    from tars_lens.method.unembedding import Unembedding
     from tars_lens.rivals.registry import RIVALS
+    from tars_lens.text.plain_text import PlainText
     from tars_lens.windows import cut
 
     windows, settings = cut(lens, corpus), Settings()
-    layers = settings.layers(lens.n_layers)
-
-    def ours(gather: Callable[..., Neutral]) -> Any:
-        neutral = gather(lens, windows.statistics, layers)
-        found = study(lens, concept, neutral, Unembedding.fit(lens), settings)
-        return remove(lens, found, neutral, windows, settings, ())
-
-    if method == "tars":
-        return lambda: ours(Neutral.fit)
     if method in RIVALS:
         return lambda: RIVALS[method](lens, concept, windows, settings.seed)
-    Neutral.cached(lens, windows.statistics, layers)  # so that the run finds them
-    return lambda: ours(Neutral.cached)
+
+    def ours() -> Any:
+        return Recipe.prepared(lens, windows.statistics, settings).patch(concept)
+
+    def anew() -> Any:
+        with replaced.object(PlainText, "cached", PlainText.fit):
+            return ours()
+
+    if method == "tars":
+        return anew
+    Recipe.prepared(lens, windows.statistics, settings)  # so that the run finds it
+    return ours
 
 
 def _in_a_process(options: Any, method: str) -> dict[str, float]:

@@ -114,7 +114,7 @@ def weights_bytes(folder: Path) -> int:
 def _frame(stages: Stages, size: int) -> pd.DataFrame:
     rows = [
         {
-            "stage": "statistics" if name == "statistics, cached" else name,  # none were cached
+            "stage": "plain text" if name == "plain text, cached" else name,  # none was cached
             "seconds": seconds,
             "peak_gb": stages.peaks[name] / 1e9,
         }

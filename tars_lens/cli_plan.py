@@ -1,4 +1,4 @@
-"""`tars-lens plan`: the memory and time of an erasure, from a model's config alone."""
+"""`tars-lens plan`: the memory of an erasure, from a model's config alone."""
 
 import json
 from typing import Annotated

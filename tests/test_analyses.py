@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 from tiny_concept import world
 
+from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
+from tars_lens.method.settings import Settings
 
 _ANALYSES = Path(__file__).parents[1] / "analyses"
 _SHARED = ("common", "edits_curve", "both_directions", "five_concepts", "propagation", "neurons")
@@ -130,6 +132,15 @@ def test_the_ablation_changes_one_choice_at_a_time_and_goes_on_where_it_was(run,
     run("ablation", *asked)
     with pytest.raises(TarsError, match="no variant 'refined'"):
         run("ablation", "--variant", "refined")
+
+
+def test_each_variant_changes_something_of_its_own(run):
+    made = importlib.import_module("ablation").variants(3)
+    card = Concept.load("saturn")
+    what = [(variant.settings, variant.card(card)) for variant in made]
+    assert what[0] == (Settings(seed=3), card)
+    assert all(one not in what[:index] for index, one in enumerate(what))
+    assert len({variant.name for variant in made}) == len(made)
 
 
 def test_the_same_command_gives_the_same_bytes(run, tmp_path, out):

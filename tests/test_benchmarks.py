@@ -3,7 +3,6 @@
 import importlib
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -13,10 +12,7 @@ from tiny import tiny_lens
 from tiny_concept import world
 
 from tars_lens.corpus import load_corpus
-from tars_lens.lens import Point
 from tars_lens.measure.kl import paired_kl
-from tars_lens.patch import Patch
-from tars_lens.running import Resumption
 from tars_lens.weights import Rows
 from tars_lens.windows import cut
 
@@ -97,9 +93,9 @@ def test_erase_stages(run):
     )
     assert "passes" in printed and _MACHINE in printed
     seconds = table.set_index("stage")["seconds"]
-    parts = {"statistics, cached", "study", "reverse search", "forward search", "KL", "verify"}
+    parts = {"plain text, cached", "direction", "name", "suppression", "KL", "verify"}
     assert parts < set(seconds.index) and (seconds > 0).all()
-    outside = ["loading", "corpus", "statistics, cold", "erase, in all"]
+    outside = ["loading", "corpus", "plain text, cold", "erase, in all"]
     assert seconds.drop(outside).sum() == pytest.approx(seconds["erase, in all"])
 
 
@@ -122,7 +118,7 @@ def test_whole_erase(run):
     options = ["--shards", 2, "--documents", 8, "--tokenizer", world().model]
     _, table = run("whole_erase", *options, "--concept", world().card, "--corpus", world().corpus)
     found = table.set_index("stage")
-    assert {"statistics", "study", "forward search", "KL", "verify"} < set(found.index)
+    assert {"plain text", "direction", "suppression", "KL", "verify"} < set(found.index)
     assert (found["seconds"] > 0).all() and _MACHINE in table["machine"][0]
 
 
@@ -140,7 +136,7 @@ def test_scaling(run):
 def test_side_by_side(run):
     printed, table = run("side_by_side", "--concept", world().card, "--corpus", world().corpus)
     _check(printed, table, "rank_one")
-    assert table["case"].tolist() == ["tars", "tars, statistics cached", "rank_one", "ablation"]
+    assert table["case"].tolist() == ["tars", "tars, plain text cached", "rank_one", "ablation"]
     if sys.platform == "linux":
         assert (table["added_peak_mb"] >= 0).all() and table["of_the_weights"].notna().all()
 
@@ -148,46 +144,6 @@ def test_side_by_side(run):
 def test_side_by_side_tells_of_a_method_that_fails(run, tmp_path):
     with pytest.raises(SystemExit, match=r"tars failed:\n[\s\S]*cannot read the concept card"):
         run("side_by_side", "--concept", tmp_path / "none.toml", "--corpus", world().corpus)
-
-
-def test_choice(run):
-    options = ["--concept", world().card, "--corpus", world().corpus, "--repeats", 1]
-    printed, table = run("choice", *options)
-    _check(printed, table, "choice, every run from layer 0")
-    found = table.set_index("case")
-    assert found["speedup"] @ found["ratio"] == pytest.approx(len(found))
-    assert found["passes"]["one pass over the validation windows"] == 1
-    windows = found["passes_of_256_tokens"] / found["passes"]
-    assert windows.tolist() == pytest.approx([6] * 4)
-    assert "one forward of the 1536 tokens of the 6 validation windows" in printed
-
-
-def test_a_run_from_the_first_layer_is_one_and_gives_the_same(run, monkeypatch):
-    choice, lens = importlib.import_module("choice"), tiny_lens("llama")
-    ids, point = torch.randint(4, 60, (2, 6)), Point("resid_pre", 2)
-    resume = (2, lens.capture(ids, [point])[point])
-    resumed = lens.residual(ids, -1, resume=resume)
-    skipped = []
-    passing = Resumption._passing
-    monkeypatch.setattr(Resumption, "_passing", lambda *given: skipped.append(1) or passing(*given))
-    with choice.from_the_first_layer():
-        assert torch.equal(lens.residual(ids, -1, resume=resume), resumed) and not skipped
-    lens.residual(ids, -1, resume=resume)
-    assert len(skipped) == 2
-
-
-def test_choices_that_differ_stop_the_benchmark(run):
-    choice, lens = importlib.import_module("choice"), tiny_lens("llama")
-
-    def made(neuron, factor=-1.0, layer=1):
-        values = factor * lens.vectors(layer, "out")[[neuron]]
-        patch = Patch.build(lens, {(layer, "out"): Rows(torch.tensor([neuron]), values)})
-        return SimpleNamespace(patch=patch)
-
-    choice.check_same(made(3), made(3))
-    for other in (made(4), made(3, -2.0), made(3, layer=2)):
-        with pytest.raises(SystemExit, match="the choices differ"):
-            choice.check_same(made(3), other)
 
 
 def test_inference_mode(run):

@@ -293,7 +293,7 @@ def test_hooks_and_passed_over_blocks_are_gone_after_an_error(lens):
     ids = lens.prompts(TEXTS[:1]).ids
     whole = lens.residual(ids, -1)
     wrong = torch.zeros(1, 5, 7)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(TarsError, match="the model can.t read 1 texts"):
         lens.residual(ids, -1, resume=(1, wrong))
     assert torch.equal(lens.residual(ids, -1), whole)
     assert not any(block.__dict__.get("forward") for block in lens.model.blocks)

@@ -1,8 +1,10 @@
 """A search over settings: its front, its rule, its journal, and what it never looks at."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -13,7 +15,7 @@ from tiny_concept import world
 
 from tars_lens.concept import Concept
 from tars_lens.errors import TarsError
-from tars_lens.method.settings import Settings
+from tars_lens.method.settings import Settings, setting_value
 from tars_lens.search_results import OBJECTIVES, dominates, pick, summarise
 from tars_lens.searching import SPACE, blinded, check_space, search_settings
 
@@ -147,6 +149,18 @@ def test_what_cannot_be_searched(tmp_path):
             _search(tmp_path, 1, space=space)
     with pytest.raises(TarsError, match="at least 1 trial and 8 tokens"):
         _search(tmp_path, 0)
+
+
+def test_the_pages_examples_name_settings_that_there_are():
+    page = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    blocks = [
+        "".join(line[4:] + "\n" for line in part.splitlines())
+        for part in re.findall(r"(?:^(?: {4}.*)?\n)+", page, flags=re.MULTILINE)
+        if ".toml" in part
+    ]
+    spec, space = (tomllib.loads(block.split("tars-lens search")[0]) for block in blocks)
+    assert {k: setting_value(k, v) for k, v in spec["settings"].items()}
+    assert len(check_space(space, Settings())) == 2
 
 
 def test_the_command(tmp_path, monkeypatch):

@@ -58,13 +58,18 @@ ARCHITECTURES = tuple(name for name in _CONFIGS if name != "mixtral")
 
 
 def save_checkpoint(
-    folder: Path, arch: str, *, seed: int = 0, dtype: torch.dtype = torch.float32
+    folder: Path,
+    arch: str,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
 ) -> Path:
     """Writes a tiny random checkpoint with a tokenizer, as Hugging Face would."""
     torch.manual_seed(seed)
-    hf = transformers.AutoModelForCausalLM.from_config(
-        _CONFIGS[arch](), attn_implementation="eager"
-    )
+    config = _CONFIGS[arch]()
+    config.update(changes)
+    hf = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for parameter in hf.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
