@@ -173,15 +173,6 @@ def test_a_patch_of_unknown_make_has_vectors_and_no_parts(made):
     assert parts_table([concept], [plain]).empty
 
 
-def test_a_write_that_a_norm_bounds_is_told_in_units_of_the_mlp_s_output(made):
-    recipe, concept, _, patch = made
-    part = {k: v for k, v in _part(patch, "suppression").items() if k != "reversal"}
-    method = {"bounded_strength": 1.5, "parts": [part]}
-    bounded = Patch.build(recipe.lens, patch.new_rows, concepts=[concept], method=method)
-    (why,) = parts_table([concept], [bounded])["why"]
-    assert "exceeds log 0.0005 by: at the card's prompts 1.5 times the MLP's usual output" in why
-
-
 def test_targeting_vectors_are_told_of_the_paper_s_patches_as_they_were_made(made):
     recipe, concept, _, patch = made
     settings = Settings(name="paper", edits=3, refine_steps=7, samples=5, seed=4)

@@ -18,14 +18,14 @@ LAST_SEED = 2**63 - 1
 _POSITIVE = (
     *("lens_ridge", "reader_ridge", "name_ridge", "write_ridge", "prompt_weight"),
     *("likely_weight", "said_reversal", "read_reversal", "largest_write"),
-    *("gain", "name_reversal", "name_bounded_strength", "goal", "samples"),
+    *("bounded_strength", "gain", "name_reversal", "name_bounded_strength", "goal", "samples"),
 )
 
 _NOT_NEGATIVE = ("neighbour_weight", "unread", "sigma", "refine_steps")
 
 _PROBABILITIES = ("said_threshold", "read_threshold", "readable", "least_p", "likely_p")
 
-_SHARES = ("named_depth", "host_share", "name_threshold", "bounded_share")
+_SHARES = ("named_depth", "host_share", "name_threshold")
 
 _LEAST = 1e-30
 """The smallest value of what is divided by: a smaller one may give infinities."""
@@ -51,7 +51,8 @@ class Settings:
             the last layer's neuron takes off its logit.
         read_reversal: The same of the neurons before it.
         largest_write: The most that is written, in units of the stream's usual norm.
-        bounded_share: Where a norm follows the MLP, the most that is used of what it lets through.
+        bounded_strength: Where a norm follows the MLP: norm of the write at the card's prompts, in
+            units of the MLP's usual output.
         lens_ridge: Of the division by the norm's gain, in units of its mean square.
         reader_ridge: Of the regression, in units of the mean variance of the MLP's input.
         prompt_weight: What each group of prompts counts, as a share of the plain text.
@@ -90,7 +91,7 @@ class Settings:
     said_reversal: float = 2.5
     read_reversal: float = 1.5
     largest_write: float = 0.5
-    bounded_share: float = 0.95
+    bounded_strength: float = 1.0
     lens_ridge: float = 0.05
     reader_ridge: float = 1.0
     prompt_weight: float = 0.3

@@ -282,8 +282,10 @@ def write_strength(
 ) -> tuple[float, float]:
     """The norm of the write that lowers the concept's logit by so many nats, within bounds.
 
-    A norm after the MLP (Gemma 2 and 3) bounds the write: added to an output of norm *m*, a row of
-    norm `x m` ends up as `x / sqrt(1 + x^2)` of the most that the norm lets through.
+    A norm after the MLP (Gemma 2 and 3) bounds the write by itself: added to an output of norm
+    *m*, a row of norm `x m` ends up as `x / sqrt(1 + x^2)` of the most that the norm lets through.
+    There *x* is a setting: just what is needed was tried, and left more of the concept wherever
+    the reader's prediction was too low.
 
     Args:
         lens: The model.
@@ -304,9 +306,9 @@ def write_strength(
         largest = settings.largest_write * float(plain.residual_norm[layer])
         strength = min(wanted / effect, largest)
         return strength, strength * effect
+    size = settings.bounded_strength
     most = float(direction.vector @ (gain.float() * row)) * len(row) ** 0.5 / scale
-    share = min(wanted / most, settings.bounded_share) if most > 0 else settings.bounded_share
-    return share / (1 - share**2) ** 0.5 * float(plain.mlp_norm[layer]), share * most
+    return size * float(plain.mlp_norm[layer]), size / (1 + size**2) ** 0.5 * most
 
 
 def _ridge(
