@@ -259,7 +259,8 @@ def heard(
         own_prompts (mean), own_least, near_most (`None` without near prompts), plain_p99, and
         speaks: the share of plain text on which the neuron is above its threshold.
     """
-    own, near = (reader.log_p(group.inputs[site.layer]) for group in prompts[:2])
+    own, *others = (reader.log_p(group.inputs[site.layer]) for group in prompts[:2])
+    near = others[0] if others else own[:0]
     y = plain.inputs[site.layer]
     return {
         "own_prompts": float(own.mean()),

@@ -73,11 +73,11 @@ def test_what_prompts_show_is_what_the_plain_model_says(arch):
     both_tokens = replace(direction, tokens=tuple(tokens))
     first, empty, second = texts[:2], [], texts[2:]
     groups = Prompts(place.lens, [first, empty, second], both_tokens, sites).shown()
-    assert [len(group.log_p[LAST]) for group in groups] == [len(first), len(second)]
+    assert [len(group.log_p[LAST]) for group in groups] == [len(first), 0, len(second)]
     for index, text in enumerate(texts):
         seen = place.seen(torch.tensor([ids_of(text)]))
         said = seen.logits[0, -1].log_softmax(-1)[tokens].logsumexp(0)
-        found, at = (groups[0], index) if index < 2 else (groups[1], index - 2)
+        found, at = (groups[0], index) if index < 2 else (groups[2], index - 2)
         torch.testing.assert_close(found.log_p[LAST][at], said, rtol=1e-4, atol=1e-4)
         lens = place.read_out(seen.streams[1])[0, -1].log_softmax(-1)[tokens].logsumexp(0)
         torch.testing.assert_close(found.log_p[1][at], lens, rtol=1e-4, atol=1e-4)
