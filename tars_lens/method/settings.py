@@ -84,7 +84,7 @@ class Settings:
     seed: int = 0
     edits: int | None = None
     neurons: int = 4
-    depths: tuple[float, ...] = (0.93,)
+    depths: tuple[float, ...] = (0.9,)
     readable: float = 0.01
     said_threshold: float = 0.0005
     read_threshold: float = 0.001
