@@ -351,7 +351,7 @@ def test_an_unknown_name_is_answered_without_the_hub(monkeypatch):
     monkeypatch.setattr(hub, "snapshot_download", no_conversion)
     with pytest.raises(TarsError, match="unknown model 'smolm2-135'.* mean 'smollm2-135m'?.*hub"):
         resolve("smolm2-135", progress=False)
-    with pytest.raises(TarsError, match="There is: gemma-3-270m, smollm2-135m"):
+    with pytest.raises(TarsError, match="There is: gemma-3-270m, qwen2.5-coder-1.5b, smollm2-135m"):
         resolve("./no/such/folder", progress=False)
 
 

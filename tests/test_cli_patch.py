@@ -256,7 +256,7 @@ def test_a_truncated_patch_is_refused(made, saturn, tmp_path, command, share):
 def test_what_is_no_patch_is_refused(made, tmp_path):
     assert "no patch file" in mistake("patch", "show", tmp_path / "missing.safetensors")
     weights = made / "base" / "model.safetensors"
-    assert "is a safetensors file, but not a patch" in mistake("patch", "show", weights)
+    assert "is not a patch file of tars_lens" in mistake("patch", "show", weights)
     assert "is not a whole safetensors file" in mistake("patch", "show", tmp_path)
 
 
