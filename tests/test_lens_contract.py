@@ -365,7 +365,7 @@ class _Tokenizer:
     """Numbers as text, for a model that was made without a tokenizer."""
 
     def __call__(self, text: str, **_options):
-        return {"input_ids": [int(word) for word in text.split()]}
+        return {"input_ids": [int(word) if word.isdigit() else 1 for word in text.split()]}
 
     def decode(self, ids):
         return " ".join(map(str, ids))
