@@ -5,6 +5,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
+import torch
+
+_MOST_SECONDS = 300  # a fork that hangs is a failed test, not a hung one
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "os.chmod"}
 
@@ -15,9 +18,10 @@ def killed_at_each(work: Callable[[], object], *, stride: int = 1) -> Iterator[i
     Ends where a fork has come to its end, so that every operation was once the last.
     """
     at = 1
-    while _forked(work, at) == -signal.SIGKILL:
+    while (status := _forked(work, at)) == -signal.SIGKILL:
         yield at
         at += stride
+    assert status == 0, f"the fork ended with {status}: it hung, or it failed by itself"
 
 
 def completed(work: Callable[[], object]) -> bool:
@@ -30,6 +34,9 @@ def _forked(work: Callable[[], object], at: int) -> int:
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     try:
+        signal.alarm(_MOST_SECONDS)
+        # OpenMP's other threads did not come along: a parallel region would wait for them for ever.
+        torch.set_num_threads(1)
         if at:
             sys.addaudithook(_killer(at))
         work()
