@@ -114,8 +114,7 @@ def without(patch: Patch, before: Sequence[Patch], source: Path) -> list[Patch]:
         there = ", ".join(repr(other.label) for other in before) or "none"
         raise TarsError(
             f"{patch.label!r} is not applied to {str(source)!r}. Recorded there: {there}. Only a "
-            "checkpoint made by `patch apply` or in place keeps a record; `patch export` to "
-            "another folder makes a plain one."
+            "checkpoint made by `patch apply` keeps a record; `patch export` makes a plain one."
         )
     return remaining
 

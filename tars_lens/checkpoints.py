@@ -17,9 +17,6 @@ from tars_lens.fetching import fetch
 from tars_lens.files import sha256_file, user_path
 from tars_lens.folders import ALSO, WEIGHTS, read_config, weight_files
 
-JOURNAL = "tars_lens_journal.safetensors"
-"""What a write to a checkpoint's own files keeps in its folder until it is done."""
-
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -79,7 +76,6 @@ def locate(name: str | Path, *, progress: bool = True, advance: Advance | None =
     path = user_path(name)
     if str(name) not in BUILT_IN and path.is_dir():
         read_config(path)
-        _recover(path)
         return path
     return resolve(name, progress=progress, advance=advance).folder
 
@@ -91,7 +87,6 @@ def from_folder(folder: Path, advance: Advance | None = None, *, name: str = "")
         TarsError: No config or safetensors, a truncated file, or packed weights.
     """
     read_config(folder)
-    _recover(folder)
     from tars_lens.layout import stored_tensors  # with torch, so late
 
     stored_tensors(folder)
@@ -120,13 +115,6 @@ def model_table() -> pd.DataFrame:
             for model in BUILT_IN.values()
         ]
     )
-
-
-def _recover(folder: Path) -> None:
-    if (folder / JOURNAL).is_file():  # a killed `patch export --in-place`
-        from tars_lens.in_place import recover
-
-        recover(folder)
 
 
 def _built_in(model: BuiltIn, advance: Advance) -> Checkpoint:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from tars_lens.cli_paths import path_argument, path_option
-from tars_lens.errors import TarsError
 
 app = typer.Typer(
     help="Look at, prove, apply, take out, join and export patches.", no_args_is_help=True
@@ -19,10 +18,6 @@ Base = Annotated[
     str, typer.Option("--model", "-m", help="The base: a built-in name, a hub id or a folder.")
 ]
 Out = Annotated[Path, path_option("The new folder or file.")]
-NewFolder = Annotated[Path | None, path_option("The new folder.", "--out")]
-InPlace = Annotated[
-    bool, typer.Option("--in-place", help="Edit the checkpoint's own files, and keep the old rows.")
-]
 Force = Annotated[bool, typer.Option("--force", help="Apply to another base all the same.")]
 
 
@@ -61,9 +56,7 @@ def verify(
     if edited is not None:
         from tars_lens.checkpoints import resolve
         from tars_lens.export import verify_checkpoint
-        from tars_lens.in_place import recover
 
-        recover(edited)  # what a killed write in place has left half done is no proof
         found = verify_checkpoint(patches, resolve(model).folder, edited)
     else:
         from tars_lens.loading import load
@@ -94,35 +87,24 @@ def apply(files: Files, out: Out, model: Base = "smollm2-135m", force: Force = F
 @app.command()
 def revert(
     file: File,
-    checkpoint: Annotated[
-        Path, path_argument("A checkpoint made by `patch apply`, or patched in place.")
-    ],
-    out: NewFolder = None,
-    in_place: InPlace = False,
+    checkpoint: Annotated[Path, path_argument("A checkpoint made by `patch apply`.")],
+    out: Out,
 ) -> None:
     """Take one patch out of an edited checkpoint, whatever was applied after it."""
-    _one_of(out, in_place)
     from tars_lens.checkpoint_stack import recorded_patches, revert_checkpoint
-    from tars_lens.in_place import recover, revert_in_place
     from tars_lens.patch import Patch
 
     patch = Patch.load(file)
-    if out is not None:
-        recover(checkpoint)  # what a killed write in place has left half done
-        revert_checkpoint(patch, checkpoint, out)
-    else:
-        revert_in_place(patch, checkpoint)
-    edited = out or checkpoint
-    left = ", ".join(other.label for other in recorded_patches(edited)) or "none"
-    typer.echo(f"{patch.label} taken out: {edited} (patches left: {left})")
+    revert_checkpoint(patch, checkpoint, out)
+    left = ", ".join(other.label for other in recorded_patches(out)) or "none"
+    typer.echo(f"{patch.label} taken out: {out} (patches left: {left})")
 
 
 @app.command()
 def export(
     files: Files,
-    out: NewFolder = None,
+    out: Out,
     model: Base = "smollm2-135m",
-    in_place: InPlace = False,
     link: Annotated[
         bool, typer.Option("--link", help="Hard-link weight files that hold no edited vector.")
     ] = False,
@@ -131,42 +113,15 @@ def export(
     """Write a plain Hugging Face folder with the patches put in, with no model in memory.
 
     Files are cloned where the disk can, else copied. With --link, untouched weight files take no
-    space, but whatever writes to one changes the base's too. With --in-place the base's own files
-    are edited; `patch revert` takes it back.
+    space, but whatever writes to one changes the base's too.
     """
-    _one_of(out, in_place)
     from tars_lens.checkpoints import resolve
     from tars_lens.export import export as write
     from tars_lens.patch import Patch
 
     patches = [Patch.load(file) for file in files]
-    if out is None:
-        _export_in_place(patches, model, force)
-        return
     write(patches, resolve(model).folder, out, force=force, link=link)
     typer.echo(f"written: {out} (AutoModelForCausalLM.from_pretrained({str(out)!r}))")
-
-
-def _export_in_place(patches: list[Any], model: str, force: bool) -> None:
-    from tars_lens.files import user_path
-    from tars_lens.in_place import export_in_place
-
-    folder = user_path(model)
-    if not folder.is_dir():
-        raise TarsError(
-            f"--in-place edits a folder of your own, and {model!r} is none: give --out, or the "
-            "checkpoint's folder as --model."
-        )
-    export_in_place(patches, folder, force=force)
-    typer.echo(
-        f"{', '.join(patch.label for patch in patches)} written into {folder}; `tars-lens patch "
-        f"revert FILE {folder} --in-place` takes a patch out."
-    )
-
-
-def _one_of(out: Path | None, in_place: bool) -> None:
-    if (out is None) != in_place:
-        raise TarsError("give either --out FOLDER or --in-place.")
 
 
 @app.command()

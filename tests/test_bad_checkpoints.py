@@ -9,14 +9,16 @@ import torch
 from commands import mistake, run
 from patch_models import random_patch
 
-from tars_lens import in_place
-from tars_lens.checkpoint_stack import RECORD, recorded_patches
-from tars_lens.checkpoints import JOURNAL
+from tars_lens.checkpoint_stack import (
+    RECORD,
+    apply_to_checkpoint,
+    recorded_patches,
+    revert_checkpoint,
+)
 from tars_lens.errors import TarsError
+from tars_lens.export import export
 from tars_lens.files import sha256_file
-from tars_lens.in_place import export_in_place, recover, revert_in_place
 from tars_lens.layout import checkpoint_slots, stored_tensors, weight_files
-from tars_lens.patch import Patch
 from tars_lens.shapes import Shape
 
 WHERE = {(1, "out"): [5, 3], (2, "in"): [7]}
@@ -116,13 +118,13 @@ def test_a_model_without_layers_is_refused(folder, file):
     ],
 )
 def test_a_header_that_does_not_fit_its_data_is_refused_and_nothing_is_written(
-    folder, patch, change, problem
+    folder, patch, tmp_path, change, problem
 ):
     _spoil(folder, {KEY: change})
     before = sha256_file(folder / WEIGHTS)
     with pytest.raises(TarsError, match=rf"not a whole safetensors file \(.*{problem}"):
-        export_in_place(patch, folder, force=True)
-    assert sha256_file(folder / WEIGHTS) == before
+        export(patch, folder, tmp_path / "out", force=True)
+    assert sha256_file(folder / WEIGHTS) == before and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("header", [b"[" * 100_000, _SURROGATE])
@@ -156,40 +158,19 @@ def test_matrices_of_no_mlp_are_refused(folder, shapes):
         checkpoint_slots(folder)
 
 
-# --- what a write in place keeps -----------------------------------------------------------------
+# --- what an edited checkpoint records ----------------------------------------------------------
 
 
-def test_a_half_done_write_is_undone_before_it_is_proven(
-    tiny_base, folder, patch, file, monkeypatch
-):
-    """All its rows stand there, but the patch isn't recorded, so it can't be taken out."""
-    before = sha256_file(folder / WEIGHTS)
-
-    def die(*_args):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt):
-        during.setattr(Patch, "save", die)
-        during.setattr(in_place, "_recover", lambda _folder: False)  # as though it were killed
-        export_in_place(patch, folder)
-    assert (folder / JOURNAL).exists() and sha256_file(folder / WEIGHTS) != before
-    outcome = run("patch", "verify", file, "--model", tiny_base[0], "--edited", folder)
-    assert outcome.code == 1 and "0 of 3 planned vectors changed" in outcome.out
-    assert sha256_file(folder / WEIGHTS) == before and not (folder / JOURNAL).exists()
-
-
-def test_a_foreign_file_in_the_record_is_refused_and_kept(tiny_base, folder, patch):
-    export_in_place(patch, folder)
-    before, mine = sha256_file(folder / WEIGHTS), folder / RECORD / "mine.safetensors"
+def test_a_foreign_file_in_the_record_is_refused_and_kept(tiny_base, folder, patch, tmp_path):
+    edited = apply_to_checkpoint([patch], folder, tmp_path / "edited")
+    before, mine = sha256_file(edited / WEIGHTS), edited / RECORD / "mine.safetensors"
     other = random_patch(tiny_base[1], {(0, "in"): [1]}, 1)
     other.save(mine)
-    for change in (export_in_place, revert_in_place):
+    for change in (lambda *to: apply_to_checkpoint([to[0]], *to[1:]), revert_checkpoint):
         with pytest.raises(TarsError, match=r"mine\.safetensors' is no file that tars_lens keeps"):
-            change(other, folder)
-    assert sha256_file(folder / WEIGHTS) == before and mine.is_file()
-    _journal(folder, {}, [])  # which tells the next start to clear the record
-    recover(folder)
-    assert [left.name for left in (folder / RECORD).iterdir()] == ["mine.safetensors"]
+            change(other, edited, tmp_path / "out")
+    assert sha256_file(edited / WEIGHTS) == before and mine.is_file()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_record_of_more_than_a_thousand_stays_in_order(tiny_base, folder, patch):
@@ -197,45 +178,6 @@ def test_a_record_of_more_than_a_thousand_stays_in_order(tiny_base, folder, patc
     patch.save(folder / RECORD / "999_Saturn.safetensors")
     other.save(folder / RECORD / "1000_other.safetensors")
     assert [found.label for found in recorded_patches(folder)] == ["Saturn", "other"]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"L1.out.neurons": None},
-        {"L1.out.rows": None},
-        {"L1.out.rows": torch.zeros(2, 15)},
-        {"L1.out.rows": torch.zeros(3, 16)},
-        {"L1.out.rows": torch.zeros(2, 16).half()},
-        {"L1.out.neurons": torch.tensor([5, 24])},
-        {"L1.out.neurons": torch.tensor([5, -1])},
-        {"L1.out.neurons": torch.tensor([5.0, 3.0])},
-        {"L9.out.rows": torch.zeros(1, 16)},
-        {"record": {}},
-        {"record": [1]},
-    ],
-)
-def test_a_journal_that_does_not_fit_is_refused_and_all_stays(folder, patch, file, change):
-    """Also the matrices of which it would fit."""
-    export_in_place(patch, folder)
-    tensors = {
-        "L0.in.neurons": torch.tensor([0]),
-        "L0.in.rows": torch.zeros(1, 16),
-        "L1.out.neurons": torch.tensor([5, 3]),
-        "L1.out.rows": torch.zeros(2, 16),
-    }
-    whole = {**tensors, "record": [], **change}
-    record = whole.pop("record")
-    _journal(folder, {k: v for k, v in whole.items() if v is not None}, record)
-    before = {path: sha256_file(path) for path in folder.rglob("*.safetensors")}
-    said = mistake("patch", "revert", file, folder, "--in-place")
-    assert JOURNAL in said and "put the base's weight files back by hand" in said
-    assert {path: sha256_file(path) for path in folder.rglob("*.safetensors")} == before
-
-
-def _journal(folder, tensors, record):
-    content = safetensors.torch.save(tensors, {"tars_lens.journal": json.dumps(record)})
-    (folder / JOURNAL).write_bytes(content)
 
 
 def _spoil(folder, changes):

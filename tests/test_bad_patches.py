@@ -54,7 +54,6 @@ def test_a_row_that_is_not_finite_is_refused_by_every_command(
         ("show", file),
         ("apply", file, "--model", own, "--out", tmp_path / "out"),
         ("export", file, "--model", own, "--out", tmp_path / "out", "--force"),
-        ("export", file, "--model", own, "--in-place"),
     ):
         assert "a row of L1.out is not finite" in mistake("patch", *words)
     assert not (tmp_path / "out").exists()
@@ -177,17 +176,12 @@ def test_a_norm_beyond_all_numbers_is_shown_as_json(tiny_base, tmp_path):
     assert [edit["new_norm"] is None for edit in shown["edits"]] == [True, True, False]
 
 
-@pytest.mark.parametrize("where", ["out", "in-place"])
-def test_a_patch_given_twice_is_refused_before_anything_is_written(
-    tiny_base, parts, tmp_path, where
-):
+def test_a_patch_given_twice_is_refused_before_anything_is_written(tiny_base, parts, tmp_path):
     own, copy = tmp_path / "own", tmp_path / "copy.safetensors"
     shutil.copytree(tiny_base[0], own)
     shutil.copy(parts[0], copy)
     before = sha256_file(own / "model.safetensors")
     words = ("patch", "apply", parts[0], copy, "--model", own, "--out", tmp_path / "out")
-    if where == "in-place":
-        words = ("patch", "export", parts[0], copy, "--model", own, "--in-place")
     assert "'Saturn' is given twice. Nothing was written" in mistake(*words)
     assert not (tmp_path / "out").exists() and not (own / RECORD).exists()
     assert sha256_file(own / "model.safetensors") == before and not recorded_patches(own)

@@ -1,5 +1,6 @@
 """A patch put into a checkpoint on disk: the model that loads from it is the edited one."""
 
+import errno
 import json
 import logging
 import shutil
@@ -445,3 +446,19 @@ def _edit_by_hand(hf, arch, patch):
 def _add_one(folder, key, cell):
     """Changes the lowest bit of one value of a tensor."""
     stored_tensors(folder)[key].bits("r+").reshape(-1)[cell] ^= 1
+
+
+def test_links_are_copies_on_another_disk(tiny_base, patch, tmp_path, monkeypatch):
+    def no_links(*_args):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr("tars_lens.folders.os.link", no_links)
+    export(patch, tiny_base[0], tmp_path / "out", link=True)
+    assert verify_checkpoint(patch, tiny_base[0], tmp_path / "out").ok
+
+
+def test_what_is_written_wrongly_is_noticed(tiny_base, patch, tmp_path, monkeypatch):
+    monkeypatch.setattr("tars_lens.export.write_slot", lambda _slot, _rows: None)
+    with pytest.raises(TarsError, match="doesn't read back from .* as it was written"):
+        export(patch, tiny_base[0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

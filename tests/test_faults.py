@@ -17,7 +17,6 @@ from tars_lens.disk_ranking import rank_checkpoint
 from tars_lens.errors import TarsError
 from tars_lens.export import export, verify_checkpoint
 from tars_lens.files import sha256_file
-from tars_lens.in_place import export_in_place
 from tars_lens.layout import checkpoint_slots
 from tars_lens.loading import load
 from tars_lens.sweeping import read_spec, sweep
@@ -47,7 +46,7 @@ def _hashes(folder):
 
 
 @pytest.mark.parametrize("size", [0, 100, -2])
-@pytest.mark.parametrize("use", ["load", "rank", "export", "in place"])
+@pytest.mark.parametrize("use", ["load", "rank", "export"])
 def test_one_truncated_shard_is_named_whatever_is_done_with_it(base, tmp_path, use, size):
     folder, patch, _ = base
     shard = checkpoint_slots(folder)[2, "in"].tensor.file
@@ -57,7 +56,6 @@ def test_one_truncated_shard_is_named_whatever_is_done_with_it(base, tmp_path, u
         "load": lambda: load(folder, progress=False),
         "rank": lambda: rank_checkpoint(folder, torch.ones(16)),
         "export": lambda: export(patch, folder, tmp_path / "out"),
-        "in place": lambda: export_in_place(patch, folder),
     }
     with pytest.raises(TarsError, match=rf"{shard.name}' is not a whole safetensors file") as said:
         uses[use]()
@@ -89,18 +87,6 @@ def test_a_disk_that_fills_during_export_leaves_the_source_and_nothing_else(base
     assert _hashes(folder) == before and not list((tmp_path / "parent").glob("*"))
     export(patch, folder, out)
     assert verify_checkpoint(patch, folder, out).ok
-
-
-def test_a_disk_that_fills_during_an_edit_in_place_changes_no_byte(base, tmp_path):
-    folder, patch, file = base
-    before, source = _hashes(folder), tmp_path / "source"
-    shutil.copytree(folder, source)
-    done = _limited(64, "patch", "export", file, "--model", folder, "--in-place")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("error: cannot write")
-    assert _hashes(folder) == before
-    export_in_place(patch, folder)
-    assert verify_checkpoint(patch, source, folder).ok
 
 
 _KILLED = """

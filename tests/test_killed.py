@@ -13,12 +13,11 @@ from small_gguf import write_gguf
 from tiny_concept import world
 
 import tars_lens
-from tars_lens.checkpoint_stack import apply_to_checkpoint, recorded_patches
+from tars_lens.checkpoint_stack import apply_to_checkpoint
 from tars_lens.checkpoints import resolve
 from tars_lens.corpus import load_corpus
 from tars_lens.export import export, verify_checkpoint
 from tars_lens.files import sha256_file
-from tars_lens.in_place import export_in_place, recover, revert_in_place
 from tars_lens.sweeping.jobs import Job
 from tars_lens.sweeping.results import is_done, store
 
@@ -64,26 +63,6 @@ def test_a_new_checkpoint_is_there_whole_or_not_at_all(base, tmp_path, write):
         assert [child.name for child in out.parent.iterdir()] == ["out"]
         assert verify_checkpoint(patch, folder, out).ok
         shutil.rmtree(out.parent)
-    assert times > 5
-
-
-def test_an_edit_in_place_is_made_or_not_and_can_always_be_taken_out(base, tmp_path):
-    folder, patch = base
-    source = tmp_path / "source"
-    shutil.copytree(folder, source)
-    before, times = _hashes(source), 0
-    for n in killed_at_each(lambda: export_in_place([patch], folder)):
-        times = n
-        recover(folder)
-        if recorded_patches(folder):
-            assert verify_checkpoint(patch, source, folder).ok
-        else:
-            assert {name: _hashes(folder)[name] for name in before} == before
-            export_in_place([patch], folder)
-        revert_in_place(patch, folder)
-        assert _hashes(folder) == before
-        shutil.rmtree(folder)
-        shutil.copytree(source, folder)
     assert times > 5
 
 

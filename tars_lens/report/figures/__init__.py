@@ -20,7 +20,6 @@ from tars_lens.report.figures.effect import (
     probe_probabilities,
 )
 from tars_lens.report.figures.flow import attribution_waterfall, edit_effects, propagation_map
-from tars_lens.report.figures.layers import rank_by_layer
 from tars_lens.report.figures.parts import rows_height
 from tars_lens.report.figures.rivals import pareto
 from tars_lens.report.figures.vectors import (
@@ -50,7 +49,6 @@ __all__ = [
     "pareto",
     "probe_probabilities",
     "propagation_map",
-    "rank_by_layer",
     "refinement_trajectory",
     "rows_height",
 ]
