@@ -26,12 +26,12 @@ test: setup
 	$(MAKE) test-tl3
 
 test-tl3: .venv-tl3/.stamp
-	$(offline) .venv-tl3/bin/python -m pytest tests/test_lens_contract.py
+	$(offline) .venv-tl3/bin/python -m pytest tests/model/test_lens_contract.py
 
 # hours: 10,000 mangled inputs, a death at every change to a file, 100,000 steps with patches
 fuzz: setup
 	$(offline) TARS_LENS_FUZZ=10000 .venv/bin/python -m pytest tests/test_mangled.py \
-		tests/test_killed.py tests/test_patch_steps.py
+		tests/test_killed.py tests/patch/test_patch_steps.py
 
 # some minutes each, on SmolLM2-135M; the tables go to runs/bench too
 bench: setup

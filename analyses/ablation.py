@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import pandas as pd
 from common import begin, command_line, parser
 
-from tars_lens.concept import Concept
-from tars_lens.errors import TarsError
+from tars_lens.common.errors import TarsError
+from tars_lens.concept.card import Concept
 from tars_lens.method.settings import Settings
 from tars_lens.report.figures import ablation as drawn
 from tars_lens.report.figures import rows_height

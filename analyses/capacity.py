@@ -12,13 +12,13 @@ from typing import Any
 import pandas as pd
 from common import FIVE, Analysis, begin, command_line, parser
 
-from tars_lens import stack
-from tars_lens.concept import Concept, builtin_concepts
-from tars_lens.erasure import Erasure
-from tars_lens.measure.kl import paired_kl
-from tars_lens.measure.probes import base_frame, probe_figures, with_after
-from tars_lens.patch import Patch
-from tars_lens.patch_tools import diff, merge
+from tars_lens.concept.card import Concept, builtin_concepts
+from tars_lens.evaluation.erasure import Erasure
+from tars_lens.evaluation.kl import paired_kl
+from tars_lens.evaluation.probes import base_frame, probe_figures, with_after
+from tars_lens.patch import stack
+from tars_lens.patch.patch import Patch
+from tars_lens.patch.patch_tools import diff, merge
 from tars_lens.report.figures import capacity
 from tars_lens.report.style import figure
 

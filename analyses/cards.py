@@ -16,11 +16,11 @@ from common import Analysis, begin, command_line, parser
 from jaxtyping import Float
 from torch import Tensor
 
-from tars_lens.attribution.readings import read_tokens
-from tars_lens.concept import Concept, builtin_concepts
-from tars_lens.erasure import Erasure
-from tars_lens.forms import first_tokens
-from tars_lens.lens import Lens, Point
+from tars_lens.concept.card import Concept, builtin_concepts
+from tars_lens.concept.forms import first_tokens
+from tars_lens.evaluation.erasure import Erasure
+from tars_lens.model.lens import Lens, Point
+from tars_lens.model.readings import read_tokens
 
 _BEYOND = 0.05
 

@@ -17,20 +17,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import tars_lens
-from tars_lens.concept import Concept
-from tars_lens.corpus import load_corpus
-from tars_lens.erasure import Erasure
-from tars_lens.errors import TarsError
-from tars_lens.explaining.effects import interference_table
-from tars_lens.explaining.known import Known
-from tars_lens.files import sha256_file, write_json, write_text
-from tars_lens.lens import Lens
-from tars_lens.measure.probes import base_frame
+from tars_lens.attribution.explaining.effects import interference_table
+from tars_lens.common.errors import TarsError
+from tars_lens.common.files import sha256_file, write_json, write_text
+from tars_lens.concept.card import Concept
+from tars_lens.evaluation.erasure import Erasure
+from tars_lens.evaluation.known import Known
+from tars_lens.evaluation.probes import base_frame
 from tars_lens.method.settings import MethodName, Settings
-from tars_lens.patch import Patch, package_versions
+from tars_lens.model.lens import Lens
+from tars_lens.patch.patch import Patch, package_versions
 from tars_lens.report.figures import interference
 from tars_lens.report.style import figure, save
-from tars_lens.windows import Windows, cut
+from tars_lens.text.corpus import load_corpus
+from tars_lens.text.windows import Windows, cut
 
 logger = logging.getLogger(__name__)
 

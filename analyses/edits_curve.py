@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from common import TWO, Analysis, begin, command_line, parser
 
-from tars_lens.concept import Concept
+from tars_lens.concept.card import Concept
 from tars_lens.report.figures import edit_curve
 from tars_lens.report.style import figure
 

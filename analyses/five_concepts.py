@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 from common import FIVE, Analysis, begin, command_line, parser
 
-from tars_lens.erasure import Erasure
-from tars_lens.measure.kl import paired_kl
-from tars_lens.patch_tools import merge
+from tars_lens.evaluation.erasure import Erasure
+from tars_lens.evaluation.kl import paired_kl
+from tars_lens.patch.patch_tools import merge
 from tars_lens.report.figures import kl_by_concepts, kl_distribution
 from tars_lens.report.style import figure
 

@@ -13,9 +13,9 @@ import pandas as pd
 from common import command_line
 
 import tars_lens
-from tars_lens.files import write_json, write_text
-from tars_lens.lens import Lens
-from tars_lens.measure.probes import KINDS, base_frame
+from tars_lens.common.files import write_json, write_text
+from tars_lens.evaluation.probes import KINDS, base_frame
+from tars_lens.model.lens import Lens
 
 logger = logging.getLogger(__name__)
 

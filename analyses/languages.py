@@ -10,7 +10,7 @@ from common import FIVE, Analysis, begin, command_line, parser
 
 from tars_lens.attribution import languages_by_layer
 from tars_lens.method.settings import Settings
-from tars_lens.patch import Patch
+from tars_lens.patch.patch import Patch
 from tars_lens.report.figures import language_depths, languages, rows_height
 from tars_lens.report.style import figure
 

@@ -9,9 +9,9 @@ import pandas as pd
 from common import TWO, Analysis, begin, command_line, parser
 
 import tars_lens
-from tars_lens.concept import Concept
-from tars_lens.describing import describe
-from tars_lens.explaining.vectors import null_table, trajectory_table
+from tars_lens.attribution.explaining.vectors import null_table, trajectory_table
+from tars_lens.concept.card import Concept
+from tars_lens.method.describing import describe
 from tars_lens.method.targeting import TargetingVector
 from tars_lens.report import figures
 from tars_lens.report.style import figure

@@ -8,9 +8,9 @@ from timing import Case, arguments, compared, interleaved, show
 
 import tars_lens
 from tars_lens import attribution
-from tars_lens.concept import Concept, ProbeSet
-from tars_lens.forms import first_tokens
-from tars_lens.patch import Patch
+from tars_lens.concept.card import Concept, ProbeSet
+from tars_lens.concept.forms import first_tokens
+from tars_lens.patch.patch import Patch
 
 _REFERENCE = "forward pass"
 

@@ -10,17 +10,17 @@ from unittest.mock import patch as replaced
 import pandas as pd
 from timing import arguments, interleaved, peak_bytes, reset_peak, show
 
-from tars_lens import erasure
-from tars_lens.concept import Concept
-from tars_lens.corpus import load_corpus
-from tars_lens.lens import Lens
-from tars_lens.loading import load
+from tars_lens.concept.card import Concept
+from tars_lens.evaluation import erasure
 from tars_lens.method import recipe
 from tars_lens.method.recipe import Recipe
 from tars_lens.method.settings import Settings
-from tars_lens.method.unembedding import Unembedding
+from tars_lens.model.lens import Lens
+from tars_lens.model.loading import load
+from tars_lens.model.unembedding import Unembedding
+from tars_lens.text.corpus import load_corpus
 from tars_lens.text.plain_text import PlainText
-from tars_lens.windows import cut
+from tars_lens.text.windows import cut
 
 _STAGES: tuple[tuple[Any, str, str], ...] = (
     (erasure, "cut", "windows cut"),

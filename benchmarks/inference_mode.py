@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from timing import arguments, compared, interleaved, show
 
-from tars_lens.lens import Lens
-from tars_lens.loading import load
+from tars_lens.model.lens import Lens
+from tars_lens.model.loading import load
 
 _TOKENS = (16, 256)
 

@@ -18,13 +18,19 @@ import torch
 from timing import arguments, compared, interleaved, peak_bytes, reset_peak, show
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tars_lens.disk_ranking import rank_checkpoint
-from tars_lens.export import export
-from tars_lens.files import sha256_file
-from tars_lens.layout import Slot, StoredTensor, checkpoint_slots, stored_tensors, weight_files
-from tars_lens.patch import Patch, PatchRows
-from tars_lens.shapes import config_of
-from tars_lens.weights import Place
+from tars_lens.common.files import sha256_file
+from tars_lens.experiments.shapes import config_of
+from tars_lens.method.disk_ranking import rank_checkpoint
+from tars_lens.model.layout import (
+    Slot,
+    StoredTensor,
+    checkpoint_slots,
+    stored_tensors,
+    weight_files,
+)
+from tars_lens.model.weights import Place
+from tars_lens.patch.export import export
+from tars_lens.patch.patch import Patch, PatchRows
 
 _READ = "sequential read of the same bytes"
 _COPY = "copy of that shard"

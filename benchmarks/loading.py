@@ -10,10 +10,10 @@ import torch
 from timing import arguments, compared, interleaved, show
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from tars_lens.catalogue import BUILT_IN
-from tars_lens.conversion import quiet_transformers
-from tars_lens.fetching import fetch
-from tars_lens.loading import load
+from tars_lens.model.catalogue import BUILT_IN
+from tars_lens.model.conversion import quiet_transformers
+from tars_lens.model.fetching import fetch
+from tars_lens.model.loading import load
 
 _REFERENCE = "GGUF with transformers"
 

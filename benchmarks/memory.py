@@ -13,7 +13,7 @@ from timing import arguments, show
 _LOAD = """
 import json, sys
 from timing import peak_bytes
-import tars_lens.erasure, tars_lens.loading
+import tars_lens.evaluation.erasure, tars_lens.model.loading
 imports = peak_bytes()
 lens = tars_lens.load(sys.argv[1], progress=False)
 size = 4 * sum(p.numel() for p in lens.model.original_model.parameters())
@@ -22,7 +22,7 @@ print(json.dumps({"model": size, "imports": imports, "loaded": peak_bytes()}))
 _ERASE = """
 import json, sys
 from timing import peak_bytes
-from tars_lens.cli import app
+from tars_lens.cli.app import app
 try:
     app(sys.argv[1:])
 except SystemExit as stopped:

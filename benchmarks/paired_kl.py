@@ -12,13 +12,13 @@ from dataclasses import replace
 import torch
 from timing import Case, added_peak_bytes, arguments, compared, interleaved, show
 
-from tars_lens.corpus import load_corpus
-from tars_lens.lens import Lens, Point
-from tars_lens.loading import load
-from tars_lens.measure.kl import kl_divergence, paired_kl, rows_at_once
+from tars_lens.evaluation.kl import kl_divergence, paired_kl, rows_at_once
 from tars_lens.method.settings import Settings
-from tars_lens.weights import Edits, Rows, written
-from tars_lens.windows import Windows, cut
+from tars_lens.model.lens import Lens, Point
+from tars_lens.model.loading import load
+from tars_lens.model.weights import Edits, Rows, written
+from tars_lens.text.corpus import load_corpus
+from tars_lens.text.windows import Windows, cut
 
 _REFERENCE = "two passes that keep logits"
 _SHARED = "two passes that share their prefix"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from timing import arguments, compared, interleaved, show
 
-from tars_lens.loading import load
 from tars_lens.method.ranking import rank
+from tars_lens.model.loading import load
 
 _REFERENCE = "read: torch.sum"
 _TOP = 100

@@ -17,11 +17,11 @@ import torch
 from timing import arguments, interleaved, show
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tars_lens.checkpoints import locate
-from tars_lens.lens import Lens
-from tars_lens.loading import load
+from tars_lens.experiments.sweeping import read_spec, sweep
 from tars_lens.method.ranking import rank
-from tars_lens.sweeping import read_spec, sweep
+from tars_lens.model.checkpoints import locate
+from tars_lens.model.lens import Lens
+from tars_lens.model.loading import load
 
 _WINDOW = 256
 _SIZES = {"widths": [192, 384, 768, 1536], "layers": [2, 4, 8, 16], "vectors": [1, 2, 4, 8, 16, 32]}

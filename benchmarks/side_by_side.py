@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measured(options: Any) -> dict[str, float]:
     """Seconds, added peak and the weights' size of one method, in this process."""
-    from tars_lens.concept import Concept
-    from tars_lens.corpus import load_corpus
-    from tars_lens.loading import load
-    from tars_lens.model_state import model_state
+    from tars_lens.concept.card import Concept
+    from tars_lens.model.loading import load
+    from tars_lens.model.model_state import model_state
+    from tars_lens.text.corpus import load_corpus
 
     lens = load(options.model, progress=False)
     concept = Concept.load(options.concept)
@@ -68,11 +68,11 @@ def measured(options: Any) -> dict[str, float]:
 
 
 def _maker(method: str, lens: Any, concept: Any, corpus: Any) -> Callable[[], Any]:
+    from tars_lens.experiments.rivals.registry import RIVALS
     from tars_lens.method.recipe import Recipe
     from tars_lens.method.settings import Settings
-    from tars_lens.rivals.registry import RIVALS
     from tars_lens.text.plain_text import PlainText
-    from tars_lens.windows import cut
+    from tars_lens.text.windows import cut
 
     windows, settings = cut(lens, corpus), Settings()
     if method in RIVALS:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from tars_lens.files import write_text
+from tars_lens.common.files import write_text
 
 Case = Callable[[], Any]
 

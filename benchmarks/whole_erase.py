@@ -20,15 +20,15 @@ from llama8b_shape import make
 from timing import arguments, show
 from transformers import AutoTokenizer
 
-from tars_lens.checkpoints import resolve
-from tars_lens.concept import Concept
-from tars_lens.corpus import load_corpus
-from tars_lens.erasure import erase
-from tars_lens.layout import stored_tensors
-from tars_lens.lens import Lens
-from tars_lens.loading import load
-from tars_lens.shapes import config_of
-from tars_lens.windows import WIDTH, cut
+from tars_lens.concept.card import Concept
+from tars_lens.evaluation.erasure import erase
+from tars_lens.experiments.shapes import config_of
+from tars_lens.model.checkpoints import resolve
+from tars_lens.model.layout import stored_tensors
+from tars_lens.model.lens import Lens
+from tars_lens.model.loading import load
+from tars_lens.text.corpus import load_corpus
+from tars_lens.text.windows import WIDTH, cut
 
 _GAIN = 1.0
 _FINAL_GAIN = 10.0

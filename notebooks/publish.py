@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from tars_lens.files import write_text
+from tars_lens.common.files import write_text
 
 _FOLDER = Path(__file__).parent
 

@@ -8,8 +8,9 @@ The method is targeted angular reversal of weights (TARS, arXiv 2412.10257).
 
 from typing import TYPE_CHECKING, Any
 
-from tars_lens.concept import Concept, builtin_concepts
-from tars_lens.errors import TarsError
+from tars_lens.common import former_places
+from tars_lens.common.errors import TarsError
+from tars_lens.concept.card import Concept, builtin_concepts
 
 if TYPE_CHECKING:
     from tars_lens.attribution import (
@@ -19,19 +20,21 @@ if TYPE_CHECKING:
         enrichment,
         propagation,
     )
-    from tars_lens.card_making import make_card
-    from tars_lens.disk_ranking import rank_checkpoint
-    from tars_lens.erasure import Erasure, erase
-    from tars_lens.explaining import explain
-    from tars_lens.lens import Lens
-    from tars_lens.loading import load
+    from tars_lens.attribution.explaining import explain
+    from tars_lens.concept.card_making import make_card
+    from tars_lens.evaluation.erasure import Erasure, erase
+    from tars_lens.method.disk_ranking import rank_checkpoint
     from tars_lens.method.ranking import rank
     from tars_lens.method.recipe import suppress
     from tars_lens.method.reversal import reverse
     from tars_lens.method.settings import Settings
     from tars_lens.method.targeting import TargetingVector, target
-    from tars_lens.patch import Patch
-    from tars_lens.verification import verify
+    from tars_lens.model.lens import Lens
+    from tars_lens.model.loading import load
+    from tars_lens.patch.patch import Patch
+    from tars_lens.patch.verification import verify
+
+former_places.install()
 
 _ROOMS = {
     "causal_trace": "attribution",
@@ -39,21 +42,21 @@ _ROOMS = {
     "edit_effects": "attribution",
     "enrichment": "attribution",
     "propagation": "attribution",
-    "Erasure": "erasure",
-    "erase": "erasure",
-    "explain": "explaining",
-    "Lens": "lens",
-    "load": "loading",
-    "make_card": "card_making",
-    "Patch": "patch",
+    "Erasure": "evaluation.erasure",
+    "erase": "evaluation.erasure",
+    "explain": "attribution.explaining",
+    "Lens": "model.lens",
+    "load": "model.loading",
+    "make_card": "concept.card_making",
+    "Patch": "patch.patch",
     "rank": "method.ranking",
-    "rank_checkpoint": "disk_ranking",
+    "rank_checkpoint": "method.disk_ranking",
     "reverse": "method.reversal",
     "suppress": "method.recipe",
     "Settings": "method.settings",
     "TargetingVector": "method.targeting",
     "target": "method.targeting",
-    "verify": "verification",
+    "verify": "patch.verification",
 }
 
 __all__ = [
@@ -91,6 +94,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'tars_lens' has no attribute {name!r}")
     value = getattr(import_module(f"tars_lens.{_ROOMS[name]}"), name)
     if not isinstance(value, type):
-        value = import_module("tars_lens.surroundings").undisturbed(value)
+        value = import_module("tars_lens.common.surroundings").undisturbed(value)
     globals()[name] = value
     return value

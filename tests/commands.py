@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from tars_lens import cli
+from tars_lens.cli import main as cli
 
 
 class Outcome(NamedTuple):
@@ -22,7 +22,7 @@ def run(*words) -> Outcome:
     out, err = StringIO(), StringIO()
     with mock.patch.object(sys, "argv", ["tars-lens", *map(str, words)]):
         with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stopped:
-            cli.main()
+            cli()
     return Outcome(int(stopped.value.code or 0), out.getvalue(), err.getvalue())
 
 

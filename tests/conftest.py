@@ -12,7 +12,7 @@ def lens():
 @pytest.fixture(scope="session")
 def real_lens():
     """SmolLM2-135M with its real weights; tests leave it as they found it."""
-    from tars_lens.loading import load
+    from tars_lens.model.loading import load
 
     return load("smollm2-135m", progress=False)
 

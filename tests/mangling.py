@@ -13,16 +13,16 @@ from typing import Any
 from patch_models import boot, random_patch, save_model
 from tiny_concept import world
 
-from tars_lens.chat import Chat
-from tars_lens.concept import Concept
-from tars_lens.corpus import load_corpus
-from tars_lens.erasure import erase
-from tars_lens.errors import TarsError
-from tars_lens.loading import load
-from tars_lens.patch import Patch
-from tars_lens.patch_tools import show
+from tars_lens.attribution.chat import Chat
+from tars_lens.common.errors import TarsError
+from tars_lens.concept.card import Concept
+from tars_lens.evaluation.erasure import erase
+from tars_lens.experiments.sweeping import read_spec
+from tars_lens.model.loading import load
+from tars_lens.patch.patch import Patch
+from tars_lens.patch.patch_tools import show
 from tars_lens.report.html import write_report
-from tars_lens.sweeping import read_spec
+from tars_lens.text.corpus import load_corpus
 
 _ODD = [None, True, -1, 0, 1, 2**31, 10**19, 0.5, 1e308, "", "x", "\x00", "../../x", [], {}, [[]]]
 _ODD += ["\ud800", "<script>alert(1)</script>", "é" * 300, {"a": {"b": []}}]

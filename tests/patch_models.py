@@ -6,9 +6,9 @@ from typing import Any
 import tiny
 import torch
 
-from tars_lens.lens import Lens
-from tars_lens.patch import Patch
-from tars_lens.weights import Edits, Place, Rows
+from tars_lens.model.lens import Lens
+from tars_lens.model.weights import Edits, Place, Rows
+from tars_lens.patch.patch import Patch
 
 
 def save_model(

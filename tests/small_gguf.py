@@ -10,8 +10,8 @@ import gguf
 import numpy as np
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from tars_lens import fetching
-from tars_lens.catalogue import BuiltIn, WheelFile
+from tars_lens.model import fetching
+from tars_lens.model.catalogue import BuiltIn, WheelFile
 
 _KINDS = {
     str: gguf.GGUFValueType.STRING,

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from tiny_concept import world
 
-from tars_lens.concept import Concept
-from tars_lens.errors import TarsError
+from tars_lens.common.errors import TarsError
+from tars_lens.concept.card import Concept
 from tars_lens.method.settings import Settings
 
 _ANALYSES = Path(__file__).parents[1] / "analyses"

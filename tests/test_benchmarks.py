@@ -11,10 +11,10 @@ from small_gguf import write_gguf
 from tiny import tiny_lens
 from tiny_concept import world
 
-from tars_lens.corpus import load_corpus
-from tars_lens.measure.kl import paired_kl
-from tars_lens.weights import Rows
-from tars_lens.windows import cut
+from tars_lens.evaluation.kl import paired_kl
+from tars_lens.model.weights import Rows
+from tars_lens.text.corpus import load_corpus
+from tars_lens.text.windows import cut
 
 _BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 _MACHINE = "torch threads"

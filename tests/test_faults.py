@@ -13,14 +13,14 @@ import torch
 from patch_models import boot, random_patch, read_model, save_model
 from tiny_concept import world
 
-from tars_lens.disk_ranking import rank_checkpoint
-from tars_lens.errors import TarsError
-from tars_lens.export import export, verify_checkpoint
-from tars_lens.files import sha256_file
-from tars_lens.layout import checkpoint_slots
-from tars_lens.loading import load
-from tars_lens.sweeping import read_spec, sweep
-from tars_lens.sweeping.results import is_done
+from tars_lens.common.errors import TarsError
+from tars_lens.common.files import sha256_file
+from tars_lens.experiments.sweeping import read_spec, sweep
+from tars_lens.experiments.sweeping.results import is_done
+from tars_lens.method.disk_ranking import rank_checkpoint
+from tars_lens.model.layout import checkpoint_slots
+from tars_lens.model.loading import load
+from tars_lens.patch.export import export, verify_checkpoint
 
 _CLI = "from tars_lens.cli import main; main()"
 WHERE = {(1, "out"): [5, 3], (2, "in"): [7, 0]}
@@ -91,8 +91,8 @@ def test_a_disk_that_fills_during_export_leaves_the_source_and_nothing_else(base
 
 _KILLED = """
 import os, signal, sys
-from tars_lens import export as module
-from tars_lens.patch import Patch
+from tars_lens.patch import export as module
+from tars_lens.patch.patch import Patch
 def die(*_args):
     os.kill(os.getpid(), signal.SIGKILL)
 {owner}.{where} = die

@@ -13,13 +13,13 @@ from small_gguf import write_gguf
 from tiny_concept import world
 
 import tars_lens
-from tars_lens.checkpoint_stack import apply_to_checkpoint
-from tars_lens.checkpoints import resolve
-from tars_lens.corpus import load_corpus
-from tars_lens.export import export, verify_checkpoint
-from tars_lens.files import sha256_file
-from tars_lens.sweeping.jobs import Job
-from tars_lens.sweeping.results import is_done, store
+from tars_lens.common.files import sha256_file
+from tars_lens.experiments.sweeping.jobs import Job
+from tars_lens.experiments.sweeping.results import is_done, store
+from tars_lens.model.checkpoints import resolve
+from tars_lens.patch.checkpoint_stack import apply_to_checkpoint
+from tars_lens.patch.export import export, verify_checkpoint
+from tars_lens.text.corpus import load_corpus
 
 WHERE = {(1, "out"): [5, 3], (2, "in"): [7, 0]}
 

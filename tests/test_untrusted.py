@@ -13,11 +13,11 @@ from patch_models import random_patch
 from tiny_concept import world
 
 import tars_lens
-from tars_lens.checkpoint_stack import apply_to_checkpoint, recorded_patches
-from tars_lens.corpus import load_corpus
-from tars_lens.errors import TarsError
-from tars_lens.patch import Patch
+from tars_lens.common.errors import TarsError
+from tars_lens.patch.checkpoint_stack import apply_to_checkpoint, recorded_patches
+from tars_lens.patch.patch import Patch
 from tars_lens.report.html import write_report
+from tars_lens.text.corpus import load_corpus
 
 WHERE = {(1, "out"): [5, 3]}
 NAMES = ["../../outside", "/etc/outside", "a/b\\c", "..", "\x1b]0;mine\x07", "x" * 5000, "\n\n"]

@@ -10,7 +10,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformer_lens.model_bridge import TransformerBridge
 
-from tars_lens.lens import Lens
+from tars_lens.model.lens import Lens
 
 WORDS = 60
 """Words `w0`, `w1`, ... that the tokenizer knows, after its four special tokens."""

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from tiny import WORDS, save_checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tars_lens.concept import Concept
-from tars_lens.corpus import load_corpus
-from tars_lens.loading import load
+from tars_lens.concept.card import Concept
 from tars_lens.method.recipe import Recipe
 from tars_lens.method.settings import Settings
-from tars_lens.windows import cut
+from tars_lens.model.loading import load
+from tars_lens.text.corpus import load_corpus
+from tars_lens.text.windows import cut
 
 
 @dataclass(frozen=True)

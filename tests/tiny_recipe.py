@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from tiny import WORDS, boot, read_checkpoint, save_checkpoint
 from torch import Tensor
 
-from tars_lens.concept import Concept, Probe
-from tars_lens.lens import Lens
+from tars_lens.concept.card import Concept, Probe
 from tars_lens.method.recipe import Recipe
 from tars_lens.method.settings import Settings
-from tars_lens.weights import Edits
+from tars_lens.model.lens import Lens
+from tars_lens.model.weights import Edits
 
 FIRST_WORD = 4
 """The id of `w0`."""
@@ -134,7 +134,7 @@ class Place:
 
     def silenced(self, layer: int, neuron: int) -> Edits:
         """A neuron that writes nothing."""
-        from tars_lens.weights import Rows
+        from tars_lens.model.weights import Rows
 
         width = self.rows(layer, "out").shape[1]
         return {(layer, "out"): Rows(torch.tensor([neuron]), torch.zeros(1, width))}

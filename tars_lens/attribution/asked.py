@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tars_lens import stack
-from tars_lens.concept import Concept
-from tars_lens.errors import TarsError
-from tars_lens.forms import first_tokens
-from tars_lens.lens import Batch, Lens
-from tars_lens.patch import Patch
-from tars_lens.weights import Edits
+from tars_lens.common.errors import TarsError
+from tars_lens.concept.card import Concept
+from tars_lens.concept.forms import first_tokens
+from tars_lens.model.lens import Batch, Lens
+from tars_lens.model.weights import Edits
+from tars_lens.patch import stack
+from tars_lens.patch.patch import Patch
 
 Wanted = Concept | Sequence[int]
 """The tokens that are looked for: ids, or a card for the first tokens of its surface forms."""

@@ -13,10 +13,10 @@ import torch
 
 from tars_lens.attribution.asked import Wanted, check_leads, edits_of, question
 from tars_lens.attribution.parts import Parts, logit_parts
-from tars_lens.errors import TarsError
-from tars_lens.lens import Lens, Point
-from tars_lens.patch import Patch
-from tars_lens.weights import written
+from tars_lens.common.errors import TarsError
+from tars_lens.model.lens import Lens, Point
+from tars_lens.model.weights import written
+from tars_lens.patch.patch import Patch
 
 _SLACK = 64
 """Rounding that the parts' sum may show, in epsilons of the model's dtype times their sizes."""

@@ -10,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.attribution.asked import edits_of
-from tars_lens.concept import Concept
-from tars_lens.errors import TarsError
-from tars_lens.lens import Lens
-from tars_lens.measure.first_tokens import first_token_probability
-from tars_lens.measure.probability import answer_probabilities
-from tars_lens.measure.probes import base_frame
-from tars_lens.patch import Patch
-from tars_lens.weights import Edits, Place, Rows, written
+from tars_lens.common.errors import TarsError
+from tars_lens.concept.card import Concept
+from tars_lens.concept.first_tokens import first_token_probability
+from tars_lens.concept.probability import answer_probabilities
+from tars_lens.evaluation.probes import base_frame
+from tars_lens.model.lens import Lens
+from tars_lens.model.weights import Edits, Place, Rows, written
+from tars_lens.patch.patch import Patch
 
 _KINDS = ("forward", "reverse", "neighbour")
 

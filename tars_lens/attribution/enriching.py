@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.attribution.asked import edits_of
-from tars_lens.attribution.readings import Readings, read_tokens
-from tars_lens.concept import Concept
-from tars_lens.errors import TarsError
-from tars_lens.lens import Batch, Lens, Point
+from tars_lens.common.errors import TarsError
+from tars_lens.concept.card import Concept
 from tars_lens.method.name import FRAMES
-from tars_lens.patch import Patch
-from tars_lens.weights import written
+from tars_lens.model.lens import Batch, Lens, Point
+from tars_lens.model.readings import Readings, read_tokens
+from tars_lens.model.weights import written
+from tars_lens.patch.patch import Patch
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from tars_lens.attribution.asked import (
     first_edited,
     question,
 )
-from tars_lens.attribution.readings import read_tokens
-from tars_lens.errors import TarsError
-from tars_lens.lens import Lens, Point
+from tars_lens.common.errors import TarsError
 from tars_lens.method.targeting import TargetingVector
-from tars_lens.patch import Patch
-from tars_lens.weights import Edits, written
+from tars_lens.model.lens import Lens, Point
+from tars_lens.model.readings import read_tokens
+from tars_lens.model.weights import Edits, written
+from tars_lens.patch.patch import Patch
 
 PRESENT = 0.05
 """A concept is in the stream where the logit lens gives it at least this probability."""

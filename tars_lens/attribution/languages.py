@@ -10,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.attribution.asked import edits_of
-from tars_lens.attribution.readings import read_tokens, stream_ends
-from tars_lens.concept import Concept, Probe, ProbeSet
-from tars_lens.errors import TarsError
-from tars_lens.forms import first_tokens
-from tars_lens.lens import Lens
-from tars_lens.measure.probes import probe_frame
-from tars_lens.patch import Patch
-from tars_lens.weights import written
+from tars_lens.common.errors import TarsError
+from tars_lens.concept.card import Concept, Probe, ProbeSet
+from tars_lens.concept.forms import first_tokens
+from tars_lens.evaluation.probes import probe_frame
+from tars_lens.model.lens import Lens
+from tars_lens.model.readings import read_tokens, stream_ends
+from tars_lens.model.weights import written
+from tars_lens.patch.patch import Patch
 
 WORDS = ("english", "own")
 """The answer as the card has it, and as the probe's language has it."""

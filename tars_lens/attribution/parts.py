@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from tars_lens.lens import Batch, Lens, Point, Site
-from tars_lens.lens_parts import (
+from tars_lens.model.lens import Batch, Lens, Point, Site
+from tars_lens.model.lens_parts import (
     HeldNorm,
     attention_output,
     held_final_norm,

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.attribution.asked import Question, Wanted, check_leads, edits_of, question
-from tars_lens.attribution.readings import read_tokens
-from tars_lens.errors import TarsError
-from tars_lens.lens import Lens, Point
-from tars_lens.patch import Patch
-from tars_lens.weights import written
+from tars_lens.common.errors import TarsError
+from tars_lens.model.lens import Lens, Point
+from tars_lens.model.readings import read_tokens
+from tars_lens.model.weights import written
+from tars_lens.patch.patch import Patch
 
 TracedSite = Literal["resid_pre", "resid_post", "attn_out", "mlp_out"]
 

@@ -1,1 +1,1 @@
-"""What any room may use: text, files, errors; knows nothing of models."""
+"""What knows nothing of models: errors, whole files, the cache, plain characters, progress."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import regex
 
-from tars_lens.errors import TarsError, reason
+from tars_lens.common.errors import TarsError, reason
 
 _BREAKS = regex.compile("\r\n?|[\v\f\x85\u2028\u2029]")
 _SEEN = {ord(space): " " for space in "\xa0\u2007\u202f"}  # no-break spaces

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from tars_lens.concept.probability import answer_probabilities, runs_needed
 from tars_lens.evaluation.questions import Question
-from tars_lens.lens import Lens
-from tars_lens.measure.probability import answer_probabilities, runs_needed
+from tars_lens.model.lens import Lens
 
 
 def base_answers(lens: Lens, questions: Sequence[Question]) -> pd.DataFrame:

@@ -9,17 +9,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tars_lens import stack
-from tars_lens.concept import Concept
-from tars_lens.corpus import Corpus
-from tars_lens.errors import TarsError
+from tars_lens.common.errors import TarsError
+from tars_lens.concept.card import Concept
 from tars_lens.evaluation.asking import base_answers
 from tars_lens.evaluation.derived import derived_questions
 from tars_lens.evaluation.near import near_windows, paragraphs
 from tars_lens.evaluation.questions import PLAIN_KINDS, Question, plain_questions
 from tars_lens.evaluation.suites import Suite
-from tars_lens.lens import Lens
-from tars_lens.windows import Windows, cut
+from tars_lens.model.lens import Lens
+from tars_lens.patch import stack
+from tars_lens.text.corpus import Corpus
+from tars_lens.text.windows import Windows, cut
 
 _BATCH = 4
 Found = TypeVar("Found")

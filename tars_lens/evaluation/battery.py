@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from tars_lens.cache import Advance, silent
-from tars_lens.concept import Concept
-from tars_lens.corpus import Corpus, load_corpus
-from tars_lens.describing import describe_model
+from tars_lens.common.cache import Advance, silent
+from tars_lens.common.files import write_json, write_text
+from tars_lens.common.surroundings import undisturbed
+from tars_lens.concept.card import Concept
 from tars_lens.evaluation.base import Base
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.controls import controls as controls_of
@@ -25,10 +25,10 @@ from tars_lens.evaluation.storing import Store, file_name, rounded, write_table
 from tars_lens.evaluation.subject import Subject, weights_digest
 from tars_lens.evaluation.suites import QUICK, Suite
 from tars_lens.evaluation.verdict import verdict
-from tars_lens.files import write_json, write_text
-from tars_lens.lens import Lens
-from tars_lens.patch import package_versions
-from tars_lens.surroundings import undisturbed
+from tars_lens.method.describing import describe_model
+from tars_lens.model.lens import Lens
+from tars_lens.patch.patch import package_versions
+from tars_lens.text.corpus import Corpus, load_corpus
 
 SCHEMA = 1
 

@@ -9,7 +9,7 @@ import pandas as pd
 from tars_lens.evaluation.asking import passes, subject_answers
 from tars_lens.evaluation.base import Base
 from tars_lens.evaluation.subject import Subject
-from tars_lens.lens import Lens
+from tars_lens.model.lens import Lens
 
 Found = TypeVar("Found")
 

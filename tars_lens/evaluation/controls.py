@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tars_lens.concept import Concept, builtin_concepts, forms_in
-from tars_lens.errors import TarsError
+from tars_lens.common.errors import TarsError
+from tars_lens.concept.card import Concept, builtin_concepts, forms_in
+from tars_lens.concept.forms import first_tokens
 from tars_lens.evaluation.subject import BLOCKED, Subject, rewritten
-from tars_lens.forms import first_tokens
-from tars_lens.lens import Lens
-from tars_lens.weights import Edits, Place, Rows
+from tars_lens.model.lens import Lens
+from tars_lens.model.weights import Edits, Place, Rows
 
 
 def controls(

@@ -7,7 +7,7 @@ changes what stands around a fact; a fact's own words stay.
 import re
 from collections.abc import Sequence
 
-from tars_lens.concept import Concept, Probe, forms_in, substituted
+from tars_lens.concept.card import Concept, Probe, forms_in, substituted
 from tars_lens.evaluation.questions import Question, facts, reverse_question
 
 PARAPHRASES = {

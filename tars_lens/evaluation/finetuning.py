@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from tars_lens.evaluation.suites import Suite
-from tars_lens.lens import Lens
-from tars_lens.model_state import model_state
-from tars_lens.windows import WIDTH
+from tars_lens.model.lens import Lens
+from tars_lens.model.model_state import model_state
+from tars_lens.text.windows import WIDTH
 
 LEARNING_RATE = 1e-5
 

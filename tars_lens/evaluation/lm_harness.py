@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from tars_lens.errors import TarsError
+from tars_lens.common.errors import TarsError
 from tars_lens.evaluation.subject import Subject
-from tars_lens.lens import Lens
+from tars_lens.model.lens import Lens
 
 
 def harness() -> Any:

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tars_lens.bars import BARS, Bar
-from tars_lens.errors import TarsError, told
+from tars_lens.common.errors import TarsError, told
+from tars_lens.common.files import user_path, write_text
 from tars_lens.evaluation.summary import figure_text
+from tars_lens.evaluation.thresholds import BARS, Bar
 from tars_lens.evaluation.verdict import PARTS
-from tars_lens.files import user_path, write_text
 
 REPORTS = ("evaluation.json", "comparison.json")
 """What a folder may hold to be shown so."""

@@ -7,10 +7,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tars_lens.common.text import paragraphs as lines_of
-from tars_lens.concept import Concept, forms_in
-from tars_lens.corpus import Corpus
-from tars_lens.lens import Lens
-from tars_lens.windows import WIDTH
+from tars_lens.concept.card import Concept, forms_in
+from tars_lens.model.lens import Lens
+from tars_lens.text.corpus import Corpus
+from tars_lens.text.windows import WIDTH
 
 _SHORTEST = 80  # characters of a paragraph that says something
 _ENOUGH = 16 * WIDTH  # characters that hold a window, without reading a whole article each time

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tars_lens.lens import Lens
+from tars_lens.model.lens import Lens
 
 
 class Passes:

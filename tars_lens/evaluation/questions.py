@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tars_lens.concept import Concept, Probe, substituted
+from tars_lens.concept.card import Concept, Probe, substituted
 
 PLAIN_KINDS = ("forward", "reverse", "neighbour", "multilingual")
 """The kinds that a card writes down; the others are derived from known facts of these."""

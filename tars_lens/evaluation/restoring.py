@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tars_lens.lens import Lens
-from tars_lens.model_state import model_state
+from tars_lens.model.lens import Lens
+from tars_lens.model.model_state import model_state
 
 
 @contextmanager

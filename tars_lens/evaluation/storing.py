@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from tars_lens.common.files import write_json, write_text
 from tars_lens.evaluation.measure import Result
-from tars_lens.files import write_json, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tars_lens import stack
-from tars_lens.errors import TarsError
-from tars_lens.lens import Lens
-from tars_lens.model_state import model_hashes
-from tars_lens.patch import Patch
-from tars_lens.verification import final_rows
-from tars_lens.weights import Edits, Place, Rows, written
+from tars_lens.common.errors import TarsError
+from tars_lens.model.lens import Lens
+from tars_lens.model.model_state import model_hashes
+from tars_lens.model.weights import Edits, Place, Rows, written
+from tars_lens.patch import stack
+from tars_lens.patch.patch import Patch
+from tars_lens.patch.verification import final_rows
 
 BLOCKED = "blocked token"
 """The trivial rival, which a method has to beat on reverse, alias and depth."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from tars_lens.errors import unknown
+from tars_lens.common.errors import unknown
 
 SuiteName = Literal["quick", "full"]
 

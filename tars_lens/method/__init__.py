@@ -1,1 +1,1 @@
-"""The paper's steps (targeting, ranking, reversal) and the recipe; knows concept, text, patch."""
+"""The paper's steps and the recipe made of them: from a card to a patch. Knows `patch`."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from tars_lens.concept import Concept
-from tars_lens.errors import TarsError
-from tars_lens.forms import first_tokens
-from tars_lens.leading import check_leads
-from tars_lens.lens import Lens
-from tars_lens.method.unembedding import Unembedding
+from tars_lens.common.errors import TarsError
+from tars_lens.concept.card import Concept
+from tars_lens.concept.forms import first_tokens
+from tars_lens.concept.leading import check_leads
+from tars_lens.model.lens import Lens
+from tars_lens.model.unembedding import Unembedding
 
 _KNOWN = 0.05
 _NEAREST = 24

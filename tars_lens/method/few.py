@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tars_lens.lens import Lens, Role
 from tars_lens.method.direction import ConceptDirection
 from tars_lens.method.neuron import neuron_rows, past_post_norm
 from tars_lens.method.settings import Settings
@@ -25,6 +24,7 @@ from tars_lens.method.suppression import (
     heard,
     write_strength,
 )
+from tars_lens.model.lens import Lens, Role
 from tars_lens.text.plain_text import PlainText
 
 _IDLE = 0.5

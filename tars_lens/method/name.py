@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tars_lens.concept import Concept
-from tars_lens.lens import Lens, Point
+from tars_lens.concept.card import Concept
 from tars_lens.method.neuron import host_neuron, neuron_rows, past_post_norm
 from tars_lens.method.settings import Settings
+from tars_lens.model.lens import Lens, Point
+from tars_lens.model.weights import Edits, written
 from tars_lens.text.plain_text import PlainText
-from tars_lens.weights import Edits, written
 
 FRAMES = (
     "I read about {}",

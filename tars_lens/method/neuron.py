@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tars_lens.lens import Lens, Role
+from tars_lens.model.lens import Lens, Role
+from tars_lens.model.weights import Edits, Place, Rows
 from tars_lens.text.plain_text import PlainText
-from tars_lens.weights import Edits, Place, Rows
 
 _POST_NORM_RIDGE = 0.05
 

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tars_lens.concept import Concept
-from tars_lens.lens import Lens
+from tars_lens.concept.card import Concept
 from tars_lens.method.recipe import build_patch
 from tars_lens.method.reversal import paper_edits
 from tars_lens.method.settings import Settings
 from tars_lens.method.targeting import TargetingVector, target
-from tars_lens.patch import Patch
-from tars_lens.weights import Edits, written
+from tars_lens.model.lens import Lens
+from tars_lens.model.weights import Edits, written
+from tars_lens.patch.patch import Patch
 
 
 def reverse_literally(lens: Lens, concept: Concept, settings: Settings) -> Patch:

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tars_lens.errors import TarsError
-from tars_lens.lens import Lens, Role
+from tars_lens.common.errors import TarsError
 from tars_lens.method.targeting import TargetingVector
-from tars_lens.weights import Place
+from tars_lens.model.lens import Lens, Role
+from tars_lens.model.weights import Place
 
 Targets = TargetingVector | Float[Tensor, "targets d_model"] | Float[Tensor, " d_model"]
 """One targeting vector, or many as the rows of a tensor."""

@@ -11,10 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tars_lens import stack
-from tars_lens.concept import Concept
-from tars_lens.corpus import Corpus, load_corpus
-from tars_lens.lens import Lens
+from tars_lens.concept.card import Concept
 from tars_lens.method.direction import ConceptDirection, concept_direction, near_names
 from tars_lens.method.few import few_vectors
 from tars_lens.method.name import NameNeuron, name_neuron, name_shown
@@ -26,11 +23,14 @@ from tars_lens.method.suppression import (
     SuppressionNeuron,
     suppression_neuron,
 )
-from tars_lens.method.unembedding import Unembedding
-from tars_lens.patch import Patch
+from tars_lens.model.lens import Lens
+from tars_lens.model.unembedding import Unembedding
+from tars_lens.model.weights import Edits, Place, joined
+from tars_lens.patch import stack
+from tars_lens.patch.patch import Patch
+from tars_lens.text.corpus import Corpus, load_corpus
 from tars_lens.text.plain_text import Places, PlainText
-from tars_lens.weights import Edits, Place, joined
-from tars_lens.windows import cut
+from tars_lens.text.windows import cut
 
 COPIES = ("{0}, {0}, {0},", "The word is {0}. Again, the word is", "{0} and {0} and")
 """Texts that go on with a name because they have said it before."""

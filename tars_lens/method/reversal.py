@@ -5,13 +5,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tars_lens.concept import Concept
-from tars_lens.errors import TarsError
-from tars_lens.lens import Lens
+from tars_lens.common.errors import TarsError
+from tars_lens.concept.card import Concept
 from tars_lens.method.ranking import rank
 from tars_lens.method.targeting import TargetingVector
-from tars_lens.patch import Patch
-from tars_lens.weights import Edits, Place, Rows
+from tars_lens.model.lens import Lens
+from tars_lens.model.weights import Edits, Place, Rows
+from tars_lens.patch.patch import Patch
 
 
 def reverse(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from tars_lens.errors import TarsError
+from tars_lens.common.errors import TarsError
 
 MethodName = Literal["tars", "paper"]
 

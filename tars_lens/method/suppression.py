@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tars_lens.lens import Lens, Point
 from tars_lens.method.direction import ConceptDirection
 from tars_lens.method.neuron import divided_by_gain, host_neuron, neuron_rows, past_post_norm
 from tars_lens.method.settings import Settings
+from tars_lens.model.lens import Lens, Point
+from tars_lens.model.weights import Edits, written
 from tars_lens.text.plain_text import PlainText
-from tars_lens.weights import Edits, written
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tars_lens.concept import Concept
-from tars_lens.errors import TarsError, unknown
-from tars_lens.files import whole_file
-from tars_lens.forms import first_tokens
-from tars_lens.leading import check_leads
-from tars_lens.lens import Lens
-from tars_lens.method.unembedding import Unembedding
+from tars_lens.common.errors import TarsError, unknown
+from tars_lens.common.files import whole_file
+from tars_lens.concept.card import Concept
+from tars_lens.concept.forms import first_tokens
+from tars_lens.concept.leading import check_leads
+from tars_lens.model.lens import Lens
+from tars_lens.model.unembedding import Unembedding
 
 Variant = Literal["refined", "raw", "centred", "unembedding", "whitened"]
 """`raw`: the approximate vector. `refined`: after noise. `centred`: raw, less unrelated prompts.

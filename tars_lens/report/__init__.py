@@ -1,1 +1,1 @@
-"""What a person reads: progress, summaries, figures and pages."""
+"""Tables, figures and the page of a run. Knows the tables that the rooms below wrote."""

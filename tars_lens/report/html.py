@@ -9,8 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import tars_lens.report.assets as assets
-from tars_lens.errors import told
-from tars_lens.files import user_path, write_text
+from tars_lens.common.errors import told
+from tars_lens.common.files import user_path, write_text
 from tars_lens.report import gallery, tables
 from tars_lens.report.run import Run, load_run
 from tars_lens.report.style import visible, visible_lines

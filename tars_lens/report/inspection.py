@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tars_lens.inspection import NULL, PLAIN_TEXT, Inspection
+from tars_lens.method.inspection import NULL, PLAIN_TEXT, Inspection
 
 _STEPS = 6
 

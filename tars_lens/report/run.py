@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from tars_lens.errors import TarsError
-from tars_lens.files import user_path
+from tars_lens.common.errors import TarsError
+from tars_lens.common.files import user_path
 
 SCHEMA = 1
 

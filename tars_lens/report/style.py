@@ -15,8 +15,8 @@ from markupsafe import escape
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font
 
-from tars_lens.errors import TarsError
-from tars_lens.files import whole_file
+from tars_lens.common.errors import TarsError
+from tars_lens.common.files import whole_file
 
 INK = "#1a1a1a"
 PAPER = "#ffffff"

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tars_lens.bars import BARS
+from tars_lens.evaluation.thresholds import BARS
 from tars_lens.report.run import Run
 from tars_lens.report.summary import hints, notes
 

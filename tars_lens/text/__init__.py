@@ -1,1 +1,1 @@
-"""Plain text, and what the base model does on it; knows the model, not the method."""
+"""Plain text, and what the base model does on it. Knows `model`."""

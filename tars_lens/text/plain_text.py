@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tars_lens.cache import cache_folder
-from tars_lens.errors import TarsError
-from tars_lens.files import whole_file
-from tars_lens.lens import Lens, Point, tensor_sha256
+from tars_lens.common.cache import cache_folder
+from tars_lens.common.errors import TarsError
+from tars_lens.common.files import whole_file
+from tars_lens.model.lens import Lens, Point, tensor_sha256
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ import torch
 from tiny_recipe import FIRST_WORD, ids_of, sharp
 from tokenizers import normalizers
 
-from tars_lens.concept import Concept, Probe
-from tars_lens.errors import TarsError
-from tars_lens.lens import Lens
+from tars_lens.common.errors import TarsError
+from tars_lens.concept.card import Concept, Probe
 from tars_lens.method.direction import concept_direction, near_names
+from tars_lens.model.lens import Lens
 
 
 @torch.no_grad()
@@ -107,8 +107,8 @@ def test_a_card_that_nothing_leads_to_is_refused(monkeypatch):
     flat = torch.full((1, place.lens.d_vocab), 1e-9)
     flat[:, 5] = 1.0
     flat[:, place.token] = 0.0
-    monkeypatch.setattr("tars_lens.leading._said", lambda *_: flat)
-    monkeypatch.setattr("tars_lens.leading._RANK", 10)
+    monkeypatch.setattr("tars_lens.concept.leading._said", lambda *_: flat)
+    monkeypatch.setattr("tars_lens.concept.leading._RANK", 10)
     with pytest.raises(TarsError, match="no prompt of .* leads .* to 'w"):
         concept_direction(place.lens, replace(place.concept, prompts=()))
 

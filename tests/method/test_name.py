@@ -7,8 +7,7 @@ import pytest
 import torch
 from tiny_recipe import sharp
 
-from tars_lens.concept import Concept
-from tars_lens.lens import Lens
+from tars_lens.concept.card import Concept
 from tars_lens.method.name import (
     BARE_FRAMES,
     FRAMES,
@@ -20,6 +19,7 @@ from tars_lens.method.name import (
     name_shown,
 )
 from tars_lens.method.settings import Settings
+from tars_lens.model.lens import Lens
 
 NEAR = ("w11", "w12", "w13")
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, tiny_lens
 
-from tars_lens.lens import Point
 from tars_lens.method.neuron import divided_by_gain, host_neuron, neuron_rows, past_post_norm
+from tars_lens.model.lens import Point
+from tars_lens.model.weights import written
 from tars_lens.text.plain_text import Places, PlainText
-from tars_lens.weights import written
 
 LAYER, HOST = 1, 5
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from tiny import boot, read_checkpoint, save_checkpoint
 
-from tars_lens.concept import Concept
-from tars_lens.lens import Lens
+from tars_lens.concept.card import Concept
 from tars_lens.method.paper import reverse_literally
 from tars_lens.method.reversal import paper_edits
 from tars_lens.method.settings import Settings
 from tars_lens.method.targeting import target
+from tars_lens.model.lens import Lens
 
 
 @torch.no_grad()

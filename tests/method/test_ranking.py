@@ -4,11 +4,11 @@ import torch
 from tiny import tiny_lens
 from transformers import LlamaConfig
 
-from tars_lens.concept import Concept
-from tars_lens.describing import describe, top_tokens
-from tars_lens.errors import TarsError
-from tars_lens.lens import Lens, Point
+from tars_lens.common.errors import TarsError
+from tars_lens.concept.card import Concept
+from tars_lens.method.describing import describe, top_tokens
 from tars_lens.method.ranking import cosines, null_distribution, rank
+from tars_lens.model.lens import Lens, Point
 
 COLUMNS = ["target", "layer", "role", "neuron", "label", "cosine", "norm"]
 

@@ -9,12 +9,12 @@ from tiny_concept import prepared_world, world
 from tiny_recipe import ids_of, sharp
 
 import tars_lens
-from tars_lens.concept import Concept
-from tars_lens.corpus import load_corpus
-from tars_lens.loading import load
+from tars_lens.concept.card import Concept
 from tars_lens.method.settings import Settings
-from tars_lens.model_state import model_state
-from tars_lens.patch import Patch
+from tars_lens.model.loading import load
+from tars_lens.model.model_state import model_state
+from tars_lens.patch.patch import Patch
+from tars_lens.text.corpus import load_corpus
 
 MANY = {
     "depths": (0.5, 0.67),

@@ -2,8 +2,8 @@ import pytest
 import torch
 from tiny import tiny_lens
 
-from tars_lens.concept import Concept
-from tars_lens.errors import TarsError
+from tars_lens.common.errors import TarsError
+from tars_lens.concept.card import Concept
 from tars_lens.method.ranking import rank
 from tars_lens.method.reversal import paper_edits, reverse, reversed_rows
 from tars_lens.method.targeting import target

@@ -3,10 +3,9 @@ import torch
 from safetensors.torch import save_file
 from tiny import tiny_lens
 
-from tars_lens import leading
-from tars_lens.concept import Concept
-from tars_lens.errors import TarsError
-from tars_lens.lens import Lens
+from tars_lens.common.errors import TarsError
+from tars_lens.concept import leading
+from tars_lens.concept.card import Concept
 from tars_lens.method.targeting import (
     PLAIN,
     TargetingVector,
@@ -15,7 +14,8 @@ from tars_lens.method.targeting import (
     refine,
     target,
 )
-from tars_lens.method.unembedding import Unembedding
+from tars_lens.model.lens import Lens
+from tars_lens.model.unembedding import Unembedding
 
 CONCEPT = Concept(name="nine", answer="w9", prompt="w1 w2 w3", prompts=("w4 w5",))
 TOKEN = 13  # of w9, after four special tokens

@@ -1,7 +1,7 @@
 import torch
 from tiny import tiny_lens
 
-from tars_lens.method.unembedding import Unembedding
+from tars_lens.model.unembedding import Unembedding
 
 
 def test_covariance_and_vectors_are_those_of_the_effective_unembedding():

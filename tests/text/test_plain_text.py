@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_lens
 from tiny_recipe import sharp
 
-from tars_lens.lens import Lens, Point
+from tars_lens.model.lens import Lens, Point
 from tars_lens.text import plain_text
 from tars_lens.text.plain_text import STRIDE, WINDOWS_AT_ONCE, Places, PlainText
 
@@ -162,7 +162,7 @@ def test_a_full_disk_loses_nothing(kept, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tars_lens.files.os.replace", full)
+    monkeypatch.setattr("tars_lens.common.files.os.replace", full)
     found = PlainText.cached(lens, _ids(), PLACES)
     assert counted == [1] and len(found.inputs) == 2
     assert not list(folder.glob("*.safetensors"))

@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from tars_lens.concept import Concept, forms_in
+from tars_lens.concept.card import Concept, forms_in
 from tars_lens.evaluation import intervals
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.measure import Measure, Result
 from tars_lens.evaluation.near import neighbour_names
-from tars_lens.generation import continuations
-from tars_lens.lens import Lens
+from tars_lens.model.generation import continuations
+from tars_lens.model.lens import Lens
 
 _REFUSAL = re.compile(
     r"\b(?:i (?:can(?:no|')t|don't know|do not know|am not sure)|i'm (?:sorry|not sure)|unknown)\b",

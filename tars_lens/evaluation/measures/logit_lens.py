@@ -5,13 +5,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tars_lens.attribution.readings import read_tokens
-from tars_lens.concept import Concept
+from tars_lens.concept.card import Concept
+from tars_lens.concept.forms import first_tokens
 from tars_lens.evaluation import intervals
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.measure import Measure, Result
-from tars_lens.forms import first_tokens
-from tars_lens.lens import Batch, Lens, Point
+from tars_lens.model.lens import Batch, Lens, Point
+from tars_lens.model.readings import read_tokens
 
 
 def logit_lens(context: Context) -> Result:

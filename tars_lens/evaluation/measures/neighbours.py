@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from tars_lens.concept import DISTANCES
+from tars_lens.concept.card import DISTANCES
 from tars_lens.evaluation import intervals
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.measure import Measure, Result

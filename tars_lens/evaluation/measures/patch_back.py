@@ -3,12 +3,12 @@
 import pandas as pd
 import torch
 
-from tars_lens.concept import Concept
+from tars_lens.concept.card import Concept
+from tars_lens.concept.forms import first_tokens
 from tars_lens.evaluation import intervals
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.measure import Measure, Result
 from tars_lens.evaluation.measures.logit_lens import known_prompts, streams
-from tars_lens.forms import first_tokens
 
 RETURNED = 0.5
 """The concept is back where this share of the gap between subject and base is closed."""

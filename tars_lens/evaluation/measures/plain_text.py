@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tars_lens.concept import forms_in
+from tars_lens.concept.card import forms_in
 from tars_lens.evaluation import intervals
 from tars_lens.evaluation.base import final_stream
 from tars_lens.evaluation.context import Context
+from tars_lens.evaluation.kl import ROWS_IN_CACHE, five, kl_of_log_probabilities, rows_at_once
 from tars_lens.evaluation.measure import Measure, Result
-from tars_lens.lens import Lens
-from tars_lens.measure.kl import ROWS_IN_CACHE, five, kl_of_log_probabilities, rows_at_once
+from tars_lens.model.lens import Lens
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tars_lens.errors import TarsError
+from tars_lens.common.errors import TarsError
 from tars_lens.evaluation import intervals
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.measure import Measure, Result
+from tars_lens.evaluation.probes import ERASED
 from tars_lens.evaluation.suites import SuiteName
-from tars_lens.measure.probes import ERASED
 
 _COLUMNS = ["p_after", "p_before", "chance"]
 

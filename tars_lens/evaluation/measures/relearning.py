@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tars_lens.concept import Concept, substituted
+from tars_lens.concept.card import Concept, substituted
+from tars_lens.concept.probability import answer_probabilities, runs_needed
 from tars_lens.evaluation import intervals
 from tars_lens.evaluation.asking import asked_rows
 from tars_lens.evaluation.context import Context
@@ -15,8 +16,7 @@ from tars_lens.evaluation.measure import Measure, Result
 from tars_lens.evaluation.near import unrelated
 from tars_lens.evaluation.questions import Question
 from tars_lens.evaluation.restoring import restored
-from tars_lens.lens import Lens
-from tars_lens.measure.probability import answer_probabilities, runs_needed
+from tars_lens.model.lens import Lens
 
 INVENTED = "Zorvath"
 """A name that no model knows: what training gives a concept that was never there."""

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tars_lens.concept import Concept
+from tars_lens.concept.card import Concept
+from tars_lens.concept.forms import first_tokens
 from tars_lens.evaluation import intervals
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.measure import Measure, Result
 from tars_lens.evaluation.measures.logit_lens import known_prompts
-from tars_lens.forms import first_tokens
-from tars_lens.lens import Batch, Lens
+from tars_lens.model.lens import Batch, Lens
 
 STRENGTHS = (1.0, 2.0, 4.0)
 """Sizes of what is added, in units of the vector's own."""

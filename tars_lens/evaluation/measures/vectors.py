@@ -5,12 +5,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tars_lens.describing import top_tokens
+from tars_lens.concept.forms import first_tokens
 from tars_lens.evaluation import intervals
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.measure import Measure, Result
-from tars_lens.forms import first_tokens
-from tars_lens.method.unembedding import Unembedding
+from tars_lens.method.describing import top_tokens
+from tars_lens.model.unembedding import Unembedding
 
 TOP = 200
 """Tokens of a vector that are compared."""

@@ -5,7 +5,7 @@ forward_probabilities(pandas.read_csv("runs/erase/probes.csv"), axes)
 tars_lens.report.style.save(figure, "forward")
 """
 
-from tars_lens.measure.spread import cosine_frame, kl_histogram
+from tars_lens.evaluation.spread import cosine_frame, kl_histogram
 from tars_lens.report.figures.capacity import capacity
 from tars_lens.report.figures.choices import ablation
 from tars_lens.report.figures.damage import kl_by_concepts, kl_distribution

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from tars_lens.measure.spread import kl_histogram
+from tars_lens.evaluation.spread import kl_histogram
 from tars_lens.report.figures.parts import (
     axis_label,
     legend_above,

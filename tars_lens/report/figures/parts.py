@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from tars_lens.errors import TarsError
+from tars_lens.common.errors import TarsError
 from tars_lens.report.style import AFTER, BEFORE, GREY, INK, PAPER, safe_text
 
 _ROW = 0.145

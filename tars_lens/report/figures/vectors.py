@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from tars_lens.measure.spread import CHANCE
+from tars_lens.evaluation.spread import CHANCE
 from tars_lens.report.figures.parts import (
     axis_label,
     concepts_of,

@@ -1,0 +1,54 @@
+"""`tars-lens sweep`: many erasures as independent jobs, on this machine's cores or on Ray."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tars_lens.cli.options import path_argument, path_option
+
+
+def sweep(
+    spec: Annotated[Path, path_argument("A TOML file: concepts, models, seeds, methods.")],
+    out: Annotated[Path, path_option("Where results go; what is there is kept.")] = Path(
+        "runs/sweep"
+    ),
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on this machine; half of its cores by default.")
+    ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Run on Ray (an extra).")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster: auto, or ray://host:port.")
+    ] = None,
+    cpus: Annotated[int, typer.Option(help="Cores that Ray gives a job.")] = 1,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no summary.")
+    ] = False,
+) -> None:
+    """Remove many concepts from many models, each as its own job; run again to go on."""
+    from tars_lens.common.progress import progress
+    from tars_lens.experiments.sweeping.sweep import TABLE
+    from tars_lens.experiments.sweeping.sweep import sweep as run
+
+    try:
+        with progress(quiet=quiet) as advance:
+            found = run(
+                spec,
+                out,
+                workers=workers,
+                ray=ray,
+                ray_address=address,
+                cpus_per_job=cpus,
+                advance=advance,
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; finished jobs are kept in {out}: run it again to go on.", err=True)
+        raise typer.Exit(130) from None
+    if not quiet:
+        shown = ["concept", "model", "method", "seed", "status", "forward_after_max", "kl_p99"]
+        typer.echo(found.table[shown].to_string(index=False, float_format=lambda v: f"{v:.2g}"))
+        typer.echo(f"Written to {out}: {TABLE}, and jobs/ with a folder a job.")
+    for key, problem in found.failed.items():
+        typer.echo(f"failed: {key}: {problem}", err=True)
+    if found.failed:
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""Many runs: other methods beside ours, search, sweep, plan. Knows all rooms below."""

@@ -1,5 +1,0 @@
-"""What an erasure did, as the tables that its report is drawn from."""
-
-from tars_lens.explaining.tables import explain
-
-__all__ = ["explain"]

@@ -1,1 +1,0 @@
-"""The measures of the evaluation, one module each."""

@@ -1,0 +1,1 @@
+"""A name becomes a `Lens`: checkpoints, architectures, tokens, weights. Knows `common`."""
