@@ -22,6 +22,7 @@ test: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 	$(offline) .venv/bin/python -m pytest
 	$(MAKE) test-tl3
 

@@ -109,7 +109,7 @@ def _on_disk(
 
     with results_folder(out) if out is not None else nullcontext():
         with progress(quiet=quiet) as advance:
-            from tars_lens.method.disk_inspection import inspect_on_disk
+            from tars_lens.method.disk_ranking import inspect_on_disk
             from tars_lens.model.checkpoints import locate
 
             folder = locate(model, advance=advance)

@@ -10,12 +10,9 @@ from tars_lens.common.errors import TarsError
 from tars_lens.concept.card import Concept
 from tars_lens.concept.forms import first_tokens
 from tars_lens.concept.leading import check_leads
+from tars_lens.method.settings import Settings
 from tars_lens.model.lens import Lens
 from tars_lens.model.unembedding import Unembedding
-
-_KNOWN = 0.05
-_NEAREST = 24
-_TOP_PREDICTIONS = 16
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,8 @@ class ConceptDirection:
             concept's logit at the stream *x*, in nats, less that of an average token.
         neighbours: Tokens whose logits a write is to leave alone.
         nearest: Words of the vocabulary nearest to the concept's, nearest first.
-        prompts: The card's prompts after which the base says the concept with p >= 0.05, or the
-            best one.
+        prompts: The card's prompts after which the base says the concept with `led_p`, or the best
+            one.
     """
 
     tokens: tuple[int, ...]
@@ -41,7 +38,10 @@ class ConceptDirection:
 
 
 def concept_direction(
-    lens: Lens, concept: Concept, unembedding: Unembedding | None = None
+    lens: Lens,
+    concept: Concept,
+    unembedding: Unembedding | None = None,
+    settings: Settings | None = None,
 ) -> ConceptDirection:
     """The concept's direction, found from what the base model says at the card's own prompts.
 
@@ -49,22 +49,23 @@ def concept_direction(
         lens: The base model.
         concept: The card; its probes are not looked at.
         unembedding: Its statistics, where they are known already.
+        settings: Which prompts count, and how many neighbours; the defaults where not given.
 
     Raises:
         TarsError: No prompt of the card leads to the concept, or one of its names is no token.
     """
     check_spelt(lens, concept)
-    known = unembedding or Unembedding.fit(lens)
+    known, chosen = unembedding or Unembedding.fit(lens), settings or Settings()
     tokens = tuple(first_tokens(lens, concept))
     said = check_leads(lens, concept, concept.concept_prompts, tokens)
     own = said[:, list(tokens)]
     mass = own.sum(dim=1).tolist()
-    rows = [i for i, p in enumerate(mass) if p >= _KNOWN] or [mass.index(max(mass))]
+    rows = [i for i, p in enumerate(mass) if p >= chosen.led_p] or [mass.index(max(mass))]
     weights = own[rows].mean(dim=0)
-    nearest = known.nearest_words(tokens, 4 * _NEAREST)
-    likely = said.topk(_TOP_PREDICTIONS).indices.flatten().tolist()
+    nearest = known.nearest_words(tokens, 4 * chosen.nearest_words)
+    likely = said.topk(chosen.likely_tokens).indices.flatten().tolist()
     near = [lens.pieces(f" {probe.answer.strip()}")[0] for probe in concept.contrast]
-    around = dict.fromkeys([*nearest[:_NEAREST], *likely, *near])
+    around = dict.fromkeys([*nearest[: chosen.nearest_words], *likely, *near])
     return ConceptDirection(
         tokens=tokens,
         vector=(weights / weights.sum()) @ known.vectors(tokens),

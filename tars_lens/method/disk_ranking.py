@@ -6,7 +6,9 @@ The shards are read once, in the order of their bytes, through memory maps of on
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,8 +17,17 @@ from torch import Tensor
 
 from tars_lens.common.cache import Advance, silent
 from tars_lens.common.errors import TarsError
-from tars_lens.method.norm_index import NormIndex
-from tars_lens.method.ranking import Cosines, Targets, check_targets
+from tars_lens.common.files import write_text
+from tars_lens.common.surroundings import undisturbed
+from tars_lens.method.ranking import (
+    Cosines,
+    Null,
+    Targets,
+    check_targets,
+    null_of,
+    random_directions,
+)
+from tars_lens.method.targeting import TargetingVector
 from tars_lens.model.layout import Slot, checkpoint_slots
 from tars_lens.model.lens import Role
 from tars_lens.model.weights import Place
@@ -29,6 +40,43 @@ _AHEAD = 2
 
 _SCRATCH = 1 << 23
 """Bytes that are read at once, ahead of the work."""
+
+_DIRECTIONS = 16
+"""Random directions that the null is made of."""
+
+
+@dataclass(frozen=True, eq=False)
+class DiskInspection:
+    """Saved vectors against a checkpoint.
+
+    Attributes:
+        ranking: The highest cosines of each: vector (the file's stem), layer, role, neuron, label,
+            cosine, norm, above_null.
+        null: What chance gives.
+    """
+
+    ranking: pd.DataFrame
+    null: Null
+
+    def to_frame(self) -> pd.DataFrame:
+        """The ranking."""
+        return self.ranking.copy()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Both tables, as JSON values."""
+        null = {name: value for name, value in vars(self.null).items() if name != "quantiles"}
+        null["spread"] = self.null.to_frame().to_dict("records")
+        return {"ranking": self.ranking.to_dict("records"), "null": null}
+
+    def save(self, folder: Path | str) -> tuple[str, ...]:
+        """Writes both tables as CSV; returns the files' names.
+
+        Raises:
+            TarsError: The folder can't be written.
+        """
+        for name, table in (("ranking", self.ranking), ("null", self.null.to_frame())):
+            write_text(Path(folder) / f"{name}.csv", table.to_csv(index=False))
+        return ("ranking.csv", "null.csv")
 
 
 def rank_checkpoint(
@@ -62,6 +110,50 @@ def rank_checkpoint(
     return checkpoint_cosines(folder, vectors, roles=roles, layers=layers, advance=advance).top(top)
 
 
+@undisturbed
+def inspect_on_disk(
+    folder: Path | str,
+    files: Sequence[Path | str],
+    *,
+    top: int = 20,
+    seed: int = 0,
+    advance: Advance | None = None,
+) -> DiskInspection:
+    """Ranks a checkpoint's weight vectors against saved targeting vectors; loads no model.
+
+    Args:
+        folder: The checkpoint.
+        files: What `TargetingVector.save` or `inspect --out` has written.
+        top: How many weight vectors to keep of each.
+        seed: Of the null.
+        advance: Told the progress.
+
+    Raises:
+        TarsError: A file that isn't a targeting vector or is of another width, no file at all, a
+            `top` below 1, or a checkpoint that can't be read.
+    """
+    if top < 1:
+        raise TarsError(f"--top must be at least 1, got {top}.")
+    if not files:
+        raise TarsError("there is nothing to rank against: give at least one vector.")
+    width = next(iter(checkpoint_slots(folder).values())).shape[1]
+    vectors = [TargetingVector.load(file).vector for file in files]
+    for file, vector in zip(files, vectors, strict=True):
+        if len(vector) != width:
+            raise TarsError(
+                f"{str(file)!r} has width {len(vector)}, and {str(folder)!r} has {width}: use a "
+                "vector that was made on this model."
+            )
+    random = random_directions(_DIRECTIONS, width, seed=seed)
+    found = checkpoint_cosines(folder, torch.stack([*vectors, *random]), advance=advance)
+    null = null_of(replace(found, values=found.values[len(files) :]))
+    ranking = replace(found, values=found.values[: len(files)]).top(top)
+    names = [Path(file).stem for file in files]
+    ranking.insert(0, "vector", [names[target] for target in ranking.pop("target")])
+    ranking["above_null"] = ranking["cosine"] > null.threshold
+    return DiskInspection(ranking, null)
+
+
 @torch.no_grad()
 def checkpoint_cosines(
     folder: Path | str,
@@ -72,9 +164,6 @@ def checkpoint_cosines(
     advance: Advance | None = None,
 ) -> Cosines:
     """`cosines`, of a Hugging Face folder; all targets in one pass over its bytes.
-
-    The rows' norms are kept in the user's cache for as long as the weight files stay as they are,
-    which spares the next call their computation.
 
     Args:
         folder: The checkpoint.
@@ -95,21 +184,18 @@ def checkpoint_cosines(
     values = torch.empty(len(unit), len(places) * width)
     norms = torch.empty(len(places) * width)
     starts = {place: index * width for index, place in enumerate(places)}
-    index, say = NormIndex.read(folder), advance or silent
+    say = advance or silent
     for done, (place, slot) in enumerate(_in_file_order(slots, places)):
         say("ranking matrices", done, len(places))
         part = slice(starts[place], starts[place] + width)
-        products, found = _read(slot, unit, index.norms.get(place))
-        values[:, part], norms[part] = products, found
+        values[:, part], norms[part] = _read(slot, unit)
     say("ranking matrices", len(places), len(places))
-    if not index.norms.keys() >= set(places):
-        index.keep({place: norms[start : start + width] for place, start in starts.items()})
     values /= norms.clamp_min(1e-12)
     return Cosines(tuple(places), values, norms)
 
 
 def _read(
-    slot: Slot, unit: Float[Tensor, "targets d_model"], norms: Float[Tensor, " d_mlp"] | None
+    slot: Slot, unit: Float[Tensor, "targets d_model"]
 ) -> tuple[Float[Tensor, "targets d_mlp"], Float[Tensor, " d_mlp"]]:
     """Products with the rows of one matrix and their norms, in float32, block by block.
 
@@ -118,7 +204,7 @@ def _read(
     """
     stored = torch.from_numpy(slot.view(slot.tensor.bits("c"))).view(slot.dtype)
     products = torch.zeros(len(unit), len(stored))
-    sizes = torch.zeros(len(stored)) if norms is None else norms
+    norms = torch.zeros(len(stored))
     along = stored.T if slot.transposed else stored
     start = 0
     for block in along.split(max(1, _BLOCK // along.shape[1])):
@@ -127,13 +213,11 @@ def _read(
         start = part.stop
         if slot.transposed:
             products.addmm_(unit[:, part], wide)
-            if norms is None:
-                sizes += wide.square().sum(dim=0)
+            norms += wide.square().sum(dim=0)
         else:
             products[:, part] = unit @ wide.T
-            if norms is None:
-                sizes[part] = torch.linalg.vector_norm(wide, dim=1)
-    return products, sizes.sqrt() if slot.transposed and norms is None else sizes
+            norms[part] = torch.linalg.vector_norm(wide, dim=1)
+    return products, norms.sqrt() if slot.transposed else norms
 
 
 def _in_file_order(

@@ -35,9 +35,6 @@ BARE_FRAMES = ("Here is a list.\n{}", 'He wrote: "{}', "({}")
 OTHER_BEARERS = ("Another {}", "The old {}", "John {}", "South {}", "The second {}", "Our own {}")
 """Other things whose names end in the same word, for a name of several words."""
 
-_SLACK = 10.0
-"""How far from plain text (squared, whitened) a surface form must lie for it to be read."""
-
 Form = tuple[str, ...]
 """Texts that end in one spelling of a name."""
 
@@ -188,7 +185,7 @@ def fit_name_reader(
     matrix = matrix + near.T @ near / max(len(near), 1)
     solved = torch.linalg.solve(matrix, forms)
     gram = forms.T @ solved
-    slack = _SLACK * torch.eye(len(gram), device=y.device)
+    slack = settings.name_slack * torch.eye(len(gram), device=y.device)
     weight = solved @ torch.linalg.solve(gram + slack, torch.ones_like(gram[0]))
     said = after[: sum(sizes[: len(shown.texts.main)])]
     others = after[sum(sizes) :][: len(shown.texts.near)]
@@ -230,14 +227,15 @@ def _neuron_at(
     settings: Settings,
     taken: Collection[tuple[int, int]],
 ) -> NameNeuron:
-    reader, constant = fit_name_reader(shown, layer, plain, settings), plain.constant(layer)
+    reader = fit_name_reader(shown, layer, plain, settings)
+    constant = plain.constant(layer, settings.constant_ridge)
     strength = settings.name_reversal * reader.norm
     if lens.bounds_writes:  # only the direction counts there, and it must outweigh the others
         strength = settings.name_bounded_strength * float(plain.mlp_norm[layer])
     slope = settings.gain / (1 - settings.name_threshold)
     shift = float(reader.weight @ reader.mean) + settings.name_threshold
     read = slope * (reader.weight - shift * constant)
-    row = past_post_norm(lens, layer, reader.trace)
+    row = past_post_norm(lens, layer, reader.trace, settings.post_norm_ridge)
     host = host_neuron(lens, plain, layer, row, taken, settings.host_share)
     write = -strength / settings.gain * row
     edits = neuron_rows(lens, layer, host, read=read, constant=constant, write=write)

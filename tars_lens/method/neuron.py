@@ -13,8 +13,6 @@ from tars_lens.model.lens import Lens, Role
 from tars_lens.model.weights import Edits, Place, Rows
 from tars_lens.text.plain_text import PlainText
 
-_POST_NORM_RIDGE = 0.05
-
 
 def neuron_rows(
     lens: Lens,
@@ -48,12 +46,12 @@ def neuron_rows(
 
 
 def past_post_norm(
-    lens: Lens, layer: int, direction: Float[Tensor, " d_model"]
+    lens: Lens, layer: int, direction: Float[Tensor, " d_model"], ridge: float
 ) -> Float[Tensor, " d_model"]:
     """The unit row that ends up as `direction` in the stream, past the MLP's post-norm if any."""
     gain = lens.post_norm_gain(layer)
     if gain is not None:
-        direction = divided_by_gain(direction, gain.float(), _POST_NORM_RIDGE)
+        direction = divided_by_gain(direction, gain.float(), ridge)
     return direction / direction.norm()
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tars_lens.concept.card import Concept
 from tars_lens.method.direction import ConceptDirection, concept_direction, near_names
-from tars_lens.method.few import few_vectors
 from tars_lens.method.name import NameNeuron, name_neuron, name_shown
+from tars_lens.method.partial import partial_neuron
 from tars_lens.method.settings import Settings
 from tars_lens.method.suppression import (
     Prompts,
@@ -34,8 +34,6 @@ from tars_lens.text.windows import cut
 
 COPIES = ("{0}, {0}, {0},", "The word is {0}. Again, the word is", "{0} and {0} and")
 """Texts that go on with a name because they have said it before."""
-
-_COPIED = 4
 
 Neuron = SuppressionNeuron | NameNeuron
 
@@ -117,15 +115,16 @@ class Recipe:
         Those that matter most come first: the last layer's, the name's, and those before the last
         layer, the later before the earlier.
         """
-        direction = concept_direction(self.lens, concept, self.unembedding)
+        direction = concept_direction(self.lens, concept, self.unembedding, self.settings)
         width = len(self.lens.roles)
         budget = self.settings.edits or self.settings.neurons * width
         if budget < width:
-            return [self._few(direction, concept, budget, taken)]
+            return [self._partial(direction, concept, budget, taken)]
         count, used = budget // width, set(taken)
         found: list[Neuron] = []
         if count > 1:
-            names = near_names(self.lens, concept, direction.nearest)
+            near = self.settings.near_names
+            names = near_names(self.lens, concept, direction.nearest, near)
             said = name_shown(self.lens, concept, names, self.settings)
             found.append(name_neuron(self.lens, said, self.plain, self.settings, used))
             used.add((found[0].layer, found[0].neuron))
@@ -159,7 +158,7 @@ class Recipe:
             found.append(neuron)
         return found
 
-    def _few(
+    def _partial(
         self,
         direction: ConceptDirection,
         concept: Concept,
@@ -171,7 +170,7 @@ class Recipe:
         texts = self._texts(direction, concept)
         prompts = Prompts(self.lens, texts, direction, [site]).shown()
         target = self._target(direction)
-        return few_vectors(
+        return partial_neuron(
             self.lens, site, direction, target, self.plain, prompts, self.settings, count, taken
         )
 
@@ -181,7 +180,7 @@ class Recipe:
         Then the card's near prompts, and texts that go on with a name because they have said it
         before: with the concept's, and with those of its kind.
         """
-        others = near_names(self.lens, concept, direction.nearest, _COPIED)
+        others = near_names(self.lens, concept, direction.nearest, self.settings.copied_names)
         return [
             list(direction.prompts),
             [probe.prompt for probe in concept.contrast],
@@ -195,6 +194,7 @@ class Recipe:
             direction.neighbours,
             ridge=self.settings.write_ridge,
             neighbour_weight=self.settings.neighbour_weight,
+            slack=self.settings.write_slack,
         )
 
     def _readable(self, own: Shown, site: Site) -> bool:

@@ -19,13 +19,19 @@ _POSITIVE = (
     *("lens_ridge", "reader_ridge", "name_ridge", "write_ridge", "prompt_weight"),
     *("likely_weight", "said_reversal", "read_reversal", "largest_write"),
     *("bounded_strength", "gain", "name_reversal", "name_bounded_strength", "goal", "samples"),
+    *("constant_ridge", "post_norm_ridge", "least_gain"),
 )
 
-_NOT_NEGATIVE = ("neighbour_weight", "unread", "sigma", "refine_steps")
+_NOT_NEGATIVE = (
+    *("neighbour_weight", "unread", "sigma", "refine_steps", "write_slack", "name_slack"),
+    *("nearest_words", "likely_tokens", "near_names", "copied_names"),
+)
 
-_PROBABILITIES = ("said_threshold", "read_threshold", "readable", "least_p", "likely_p")
+_PROBABILITIES = (
+    *("said_threshold", "read_threshold", "readable", "least_p", "likely_p", "led_p"),
+)
 
-_SHARES = ("named_depth", "host_share", "name_threshold")
+_SHARES = ("named_depth", "host_share", "name_threshold", "idle_share", "steady")
 
 _LEAST = 1e-30
 """The smallest value of what is divided by: a smaller one may give infinities."""
@@ -43,6 +49,8 @@ class Settings:
         edits: At most so many weight vectors a concept; `None` leaves it to the method.
         neurons: At most so many whole neurons a concept, where `edits` doesn't say.
         depths: Where suppression neurons sit beside the last layer's, which there always is.
+        led_p: The card's prompts after which the base says the concept with this probability are
+            the ones it is read at; without any, the best one.
         readable: A neuron before the last layer is left out where the lens reads the concept with
             less than this probability at each of the card's prompts.
         said_threshold: Probability below which the last layer's neuron is silent.
@@ -58,11 +66,23 @@ class Settings:
         prompt_weight: What each group of prompts counts, as a share of the plain text.
         likely_weight: What plain text counts where the concept is likely.
         likely_p: From this probability on it is.
+        constant_ridge: Of the direction that reads 1 on all text, in units of the mean variance.
         least_p: Smaller probabilities are taken for this one.
         write_ridge: Of the write target, in units of the covariance's mean diagonal.
+        write_slack: How unlike the concept's tokens may be lowered; 0 lowers every one alike.
+        post_norm_ridge: Of the division of a write by a post-norm's gain, in units of its mean
+            square.
         neighbour_weight: Of the neighbours' tokens in the write target.
+        nearest_words: So many of the vocabulary's nearest words are neighbours.
+        likely_tokens: So many of the likeliest tokens after each of the card's prompts are.
+        near_names: So many names of the concept's kind the name is told from.
+        copied_names: So many of them stand in texts that repeat a name.
         host_share: Of a layer's neurons, the share that plain text misses least; the one among
             them that is best aligned with what is written is given up. 0 takes the idlest.
+        idle_share: With one or two vectors: of a layer's neurons, the idlest share may be a host.
+        steady: With one or two vectors: the least that the rows that stay say at any prompt, as a
+            share of their mean.
+        least_gain: With one vector: the least activation at the card's prompts.
         gain: Activation of a neuron at the card's prompts.
         name_depths: Where the name's neuron may sit: the first of them after which the name is no
             longer read further on.
@@ -73,6 +93,8 @@ class Settings:
         name_bounded_strength: The same where a norm follows the MLP, in units of the MLP's usual
             output.
         name_ridge: Of the name's discriminant, in units of the mean variance.
+        name_slack: How far from plain text (squared, whitened) a spelling of the name must lie for
+            it to be read.
         goal: For `paper`: the concept's probability that is low enough on validation text.
         sigma: For `paper`: noise of the refinement, relative to the vector's norm.
         samples: For `paper`: perturbations tried in each step of the refinement.
@@ -85,6 +107,7 @@ class Settings:
     edits: int | None = None
     neurons: int = 4
     depths: tuple[float, ...] = (0.9,)
+    led_p: float = 0.05
     readable: float = 0.01
     said_threshold: float = 0.0005
     read_threshold: float = 0.001
@@ -97,10 +120,20 @@ class Settings:
     prompt_weight: float = 0.3
     likely_weight: float = 5.0
     likely_p: float = 1e-4
+    constant_ridge: float = 0.05
     least_p: float = 1e-6
     write_ridge: float = 0.01
+    write_slack: float = 0.1
+    post_norm_ridge: float = 0.05
     neighbour_weight: float = 10.0
+    nearest_words: int = 24
+    likely_tokens: int = 16
+    near_names: int = 12
+    copied_names: int = 4
     host_share: float = 0.02
+    idle_share: float = 0.5
+    steady: float = 0.5
+    least_gain: float = 16.0
     gain: float = 64.0
     name_depths: tuple[float, ...] = (0.07, 0.12, 0.17)
     named_depth: float = 0.39
@@ -109,6 +142,7 @@ class Settings:
     name_reversal: float = 1.5
     name_bounded_strength: float = 3.0
     name_ridge: float = 0.05
+    name_slack: float = 10.0
     goal: float = 0.001
     sigma: float = 0.1
     samples: int = 64

@@ -189,7 +189,7 @@ def fit_reader(
     y = torch.cat([plain.inputs[site.layer], *(group.inputs[site.layer] for group in prompts)])
     log_p = torch.cat([said, *targets]).clamp_min(floor)
     weight, offset = _ridge(y, log_p - y @ lens_weight, torch.cat(weights), settings.reader_ridge)
-    return Reader(lens_weight + weight, offset, plain.constant(site.layer))
+    return Reader(lens_weight + weight, offset, plain.constant(site.layer, settings.constant_ridge))
 
 
 def suppression_neuron(
@@ -223,7 +223,7 @@ def suppression_neuron(
     threshold = math.log(settings.said_threshold if last else settings.read_threshold)
     own = float(reader.log_p(prompts[0].inputs[site.layer]).mean())
     span = max(own - threshold, 1.0)
-    row = past_post_norm(lens, site.layer, target)
+    row = past_post_norm(lens, site.layer, target, settings.post_norm_ridge)
     wanted = (settings.said_reversal if last else settings.read_reversal) * span
     strength, lowered = write_strength(
         lens, site.layer, direction, row, plain, prompts[0].scale[site.layer], settings, wanted

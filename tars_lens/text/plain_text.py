@@ -26,7 +26,6 @@ STRIDE = 4
 """Every fourth position is kept: some 3,700 of 58 windows, each with other words than the next."""
 
 _ROWS = 256
-_BIAS_RIDGE = 0.05
 
 ByLayer = dict[int, Tensor]
 
@@ -71,15 +70,15 @@ class PlainText:
     residual_norm: Float[Tensor, " layers"]
     mlp_norm: Float[Tensor, " layers"]
 
-    def constant(self, layer: int) -> Float[Tensor, " d_model"]:
+    def constant(self, layer: int, ridge: float) -> Float[Tensor, " d_model"]:
         """A direction whose product with the MLP's input is about 1 on all text.
 
         It stands in for the bias that the neurons of most models don't have.
         """
         mean, covariance = self.means[layer], self.covariances[layer]
-        ridge = _BIAS_RIDGE * covariance.diagonal().mean()
+        size = ridge * covariance.diagonal().mean()
         eye = torch.eye(len(mean), device=mean.device)
-        direction = torch.linalg.solve(covariance + ridge * eye, mean)
+        direction = torch.linalg.solve(covariance + size * eye, mean)
         return direction / (direction @ mean)
 
     @classmethod

@@ -44,11 +44,11 @@ def test_a_neuron_speaks_as_loud_as_it_reads_and_is_silent_below_zero(arch):
 def test_a_row_ends_up_in_the_stream_as_was_asked_past_a_post_norm():
     lens = tiny_lens("gemma3")
     wanted = torch.randn(lens.d_model)
-    row = past_post_norm(lens, LAYER, wanted)
+    row = past_post_norm(lens, LAYER, wanted, 0.05)
     gain = 1 + lens.model.blocks[LAYER].ln2_post.weight.detach()
     assert float(row.norm()) == pytest.approx(1, rel=1e-5)
     assert float(torch.cosine_similarity(row * gain, wanted, dim=0)) > 0.95
-    plain = past_post_norm(tiny_lens("llama"), LAYER, wanted)
+    plain = past_post_norm(tiny_lens("llama"), LAYER, wanted, 0.05)
     torch.testing.assert_close(plain, wanted / wanted.norm())
 
 
@@ -56,7 +56,7 @@ def test_gains_of_exactly_zero_do_not_blow_up_a_row():
     lens = tiny_lens("gemma3")
     with torch.no_grad():
         lens.model.blocks[LAYER].ln2_post.weight[:3] = -1.0  # Gemma stores the gain less one
-    row = past_post_norm(lens, LAYER, torch.ones(lens.d_model))
+    row = past_post_norm(lens, LAYER, torch.ones(lens.d_model), 0.05)
     assert torch.isfinite(row).all() and row[:3].abs().max() < 1e-6
     gain = torch.tensor([0.0, 1.0, -3.0])
     held = 0.3 * float(gain.square().mean())

@@ -99,7 +99,7 @@ def test_the_constant_is_one_on_all_text_on_average_and_varies_little():
     place = sharp("gpt2")  # a LayerNorm's bias makes the mean large
     found = PlainText.fit(place.lens, place.ids, PLACES)
     y = torch.cat([s.inputs[2][:, 1:].flatten(0, 1) for s in map(place.seen, place.ids.split(4))])
-    along = y @ found.constant(2)
+    along = y @ found.constant(2, 0.05)
     assert float(along.mean()) == pytest.approx(1, rel=1e-4)
     plain = y @ (y.mean(0) / y.mean(0).square().sum())
     assert float(along.std()) < float(plain.std())

@@ -1,4 +1,4 @@
-"""Suppression with fewer vectors than a whole neuron takes: one read vector, or a read and a write.
+"""A suppression neuron of which only part is replaced: one read vector, or a read and a write.
 
 The rest of the neuron stays, so a host is looked for whose own rows serve. With one vector its
 `out` row must already lower the concept's logit, in the sense in which its `in` row reads at the
@@ -27,11 +27,6 @@ from tars_lens.method.suppression import (
 from tars_lens.model.lens import Lens, Role
 from tars_lens.text.plain_text import PlainText
 
-_IDLE = 0.5
-_STEADY = 0.5
-_LEAST_GAIN = 16.0
-"""Activation before which a neuron isn't silent below its threshold."""
-
 
 class _Kept(NamedTuple):
     """What the rows that stay do, for every neuron of the layer.
@@ -45,7 +40,7 @@ class _Kept(NamedTuple):
     steady: Float[Tensor, " d_mlp"]
 
 
-def few_vectors(
+def partial_neuron(
     lens: Lens,
     site: Site,
     direction: ConceptDirection,
@@ -76,7 +71,8 @@ def few_vectors(
     span = max(float(reader.log_p(y).mean()) - threshold, 1.0)
     wanted = settings.said_reversal * span
     kept, out = _kept(lens, layer, y), lens.vectors(layer, "out").float()
-    open_hosts = _open(lens, plain, layer, taken) & (kept.steady >= _STEADY)
+    open_hosts = _open(lens, plain, layer, taken, settings.idle_share)
+    open_hosts &= kept.steady >= settings.steady
     if count == 1:
         gain = lens.post_norm_gain(layer)
         through = direction.vector if gain is None else direction.vector * gain.float()
@@ -85,12 +81,12 @@ def few_vectors(
         if lens.bounds_writes:  # at once the usual output half of what the norm lets through
             size = float(plain.mlp_norm[layer])
             needed = size / (kept.scale.abs() * out.norm(dim=1)).clamp_min(1e-12)
-        good = open_hosts & (lowers > 0) & (needed >= _LEAST_GAIN)
+        good = open_hosts & (lowers > 0) & (needed >= settings.least_gain)
         worth = lowers / (kept.scale.abs() * out.norm(dim=1))
         host = _best(worth, good)
         activation, write = float(needed[host]), out[host]
     else:
-        row = past_post_norm(lens, layer, target)
+        row = past_post_norm(lens, layer, target, settings.post_norm_ridge)
         cosines = torch.cosine_similarity(out, row[None], dim=1)
         host = _best(cosines, open_hosts)
         strength, _ = write_strength(
@@ -122,11 +118,11 @@ def _kept(lens: Lens, layer: int, y: Float[Tensor, "prompts d_model"]) -> _Kept:
 
 
 def _open(
-    lens: Lens, plain: PlainText, layer: int, taken: Collection[tuple[int, int]]
+    lens: Lens, plain: PlainText, layer: int, taken: Collection[tuple[int, int]], share: float
 ) -> torch.Tensor:
-    """Which neurons may be given up: the half that plain text would miss least, less the taken."""
+    """Which neurons may be given up: the share that plain text misses least, less the taken."""
     missed = plain.activation_rms[layer] * lens.vectors(layer, "out").float().norm(dim=1)
-    found = missed <= missed.quantile(_IDLE)
+    found = missed <= missed.quantile(share)
     found[[neuron for where, neuron in taken if where == layer]] = False
     return found
 

@@ -8,7 +8,7 @@ import torch
 from tiny_recipe import ids_of, sharp
 
 from tars_lens.method.direction import concept_direction
-from tars_lens.method.few import few_vectors
+from tars_lens.method.partial import partial_neuron
 from tars_lens.method.recipe import suppression_sites
 from tars_lens.method.suppression import Prompts
 
@@ -30,7 +30,7 @@ def _made(arch, count, taken=(), **settings):
     )
     plain = replace(recipe.plain, means=means, covariances=covariances)
     target = recipe._target(direction)
-    return place, few_vectors(
+    return place, partial_neuron(
         *(place.lens, site, direction, target, plain, [own], recipe.settings, count), taken=taken
     )
 
