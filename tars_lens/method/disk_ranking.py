@@ -24,16 +24,15 @@ from tars_lens.method.ranking import (
     Null,
     Targets,
     check_targets,
+    chosen_places,
     null_of,
+    products,
     random_directions,
 )
 from tars_lens.method.targeting import TargetingVector
 from tars_lens.model.layout import Slot, checkpoint_slots
 from tars_lens.model.lens import Role
 from tars_lens.model.weights import Place
-
-_BLOCK = 1 << 19
-"""Weights that are widened to float32 at once: 2 MB, which a core's own cache about holds."""
 
 _AHEAD = 2
 """Matrices that are read while one is being worked on."""
@@ -178,51 +177,22 @@ def checkpoint_cosines(
     """
     slots = checkpoint_slots(folder)
     name = Path(folder).resolve().name
-    places = _places(slots, roles, layers, name)
-    width, d_model = slots[places[0]].shape
-    unit = torch.nn.functional.normalize(check_targets(vectors, d_model, name), dim=1)
-    values = torch.empty(len(unit), len(places) * width)
-    norms = torch.empty(len(places) * width)
-    starts = {place: index * width for index, place in enumerate(places)}
-    say = advance or silent
-    for done, (place, slot) in enumerate(_in_file_order(slots, places)):
-        say("ranking matrices", done, len(places))
-        part = slice(starts[place], starts[place] + width)
-        values[:, part], norms[part] = _read(slot, unit)
-    say("ranking matrices", len(places), len(places))
-    values /= norms.clamp_min(1e-12)
-    return Cosines(tuple(places), values, norms)
-
-
-def _read(
-    slot: Slot, unit: Float[Tensor, "targets d_model"]
-) -> tuple[Float[Tensor, "targets d_mlp"], Float[Tensor, " d_mlp"]]:
-    """Products with the rows of one matrix and their norms, in float32, block by block.
-
-    The blocks run along the file whichever way the matrix is stored: whole neurons, or so many
-    components of all neurons (`out` of most models), whose products are summed.
-    """
-    stored = torch.from_numpy(slot.view(slot.tensor.bits("c"))).view(slot.dtype)
-    products = torch.zeros(len(unit), len(stored))
-    norms = torch.zeros(len(stored))
-    along = stored.T if slot.transposed else stored
-    start = 0
-    for block in along.split(max(1, _BLOCK // along.shape[1])):
-        wide = block.float()
-        part = slice(start, start + len(wide))
-        start = part.stop
-        if slot.transposed:
-            products.addmm_(unit[:, part], wide)
-            norms += wide.square().sum(dim=0)
-        else:
-            products[:, part] = unit @ wide.T
-            norms[part] = torch.linalg.vector_norm(wide, dim=1)
-    return products, norms.sqrt() if slot.transposed else norms
+    order: tuple[Role, ...] = ("gate", "in", "out")
+    there = [role for role in order if any(found == role for _, found in slots)]
+    depth = 1 + max(layer for layer, _ in slots)
+    places = chosen_places(there if roles is None else roles, layers, depth)
+    for layer, role in places:
+        if role not in there:
+            raise TarsError(f"no role {role!r}: {name} has {', '.join(there)}.")
+        if (layer, role) not in slots:
+            raise TarsError(f"no layer {layer}: {name} has 0 to {depth - 1}.")
+    targets = check_targets(vectors, slots[places[0]].shape[1], name)
+    return products(_in_file_order(slots, places, advance or silent), places, targets)
 
 
 def _in_file_order(
-    slots: dict[Place, Slot], places: Sequence[Place]
-) -> Iterator[tuple[Place, Slot]]:
+    slots: dict[Place, Slot], places: Sequence[Place], say: Advance
+) -> Iterator[tuple[Place, Float[Tensor, "d_mlp d_model"]]]:
     """The matrices in the order of their bytes, each once the system has it in memory.
 
     A thread of its own reads ahead: what is worked on then never waits for a page. (In the shape
@@ -235,10 +205,14 @@ def _in_file_order(
     with ThreadPoolExecutor(max_workers=1) as reader:
         read = deque(reader.submit(_fetch, slots[place], scratch) for place in ordered[:_AHEAD])
         for index, place in enumerate(ordered):
+            say("ranking matrices", index, len(ordered))
             read.popleft().result()
             if index + _AHEAD < len(ordered):
                 read.append(reader.submit(_fetch, slots[ordered[index + _AHEAD]], scratch))
-            yield place, slots[place]
+            slot = slots[place]
+            stored = torch.from_numpy(slot.view(slot.tensor.bits("c"))).view(slot.dtype)
+            yield place, stored
+    say("ranking matrices", len(ordered), len(ordered))
 
 
 def _fetch(slot: Slot, scratch: memoryview) -> None:
@@ -248,25 +222,3 @@ def _fetch(slot: Slot, scratch: memoryview) -> None:
         left = slot.tensor.nbytes
         while left > 0 and (count := file.readinto(scratch[:left])):
             left -= count
-
-
-def _places(
-    slots: dict[Place, Slot],
-    roles: Sequence[Role] | None,
-    layers: Sequence[int] | None,
-    name: str,
-) -> list[Place]:
-    order: tuple[Role, ...] = ("gate", "in", "out")
-    there = [role for role in order if any(found == role for _, found in slots)]
-    depth = 1 + max(layer for layer, _ in slots)
-    chosen = list(roles) if roles is not None else there
-    numbers = list(layers) if layers is not None else list(range(depth))
-    places: list[Place] = list(dict.fromkeys((la, role) for la in numbers for role in chosen))
-    if not places:
-        raise TarsError("there is nothing to rank: give at least one layer and one role.")
-    for layer, role in places:
-        if role not in there:
-            raise TarsError(f"no role {role!r}: {name} has {', '.join(there)}.")
-        if (layer, role) not in slots:
-            raise TarsError(f"no layer {layer}: {name} has 0 to {depth - 1}.")
-    return places

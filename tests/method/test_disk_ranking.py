@@ -10,7 +10,7 @@ from patch_models import boot, read_model, save_model
 from test_ranking import COLUMNS
 
 from tars_lens.common.errors import TarsError
-from tars_lens.method import disk_ranking
+from tars_lens.method import ranking
 from tars_lens.method.disk_ranking import checkpoint_cosines, rank_checkpoint
 from tars_lens.method.ranking import cosines, null_distribution, rank
 from tars_lens.method.targeting import TargetingVector
@@ -28,7 +28,7 @@ def _directions(count, width=16):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "phi3", "opt", "neox", "gemma3"])
 def test_the_cosines_are_those_of_the_loaded_model(arch, dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(disk_ranking, "_BLOCK", 7 * 16)  # blocks that divide no matrix
+    monkeypatch.setattr(ranking, "_BLOCK", 7 * 16)  # blocks that divide no matrix
     lens, _ = boot(save_model(tmp_path / "model", arch, dtype=dtype))
     targets = _directions(3)
     expected, found = cosines(lens, targets), checkpoint_cosines(tmp_path / "model", targets)
