@@ -14,10 +14,7 @@ from tars_lens.concept.card import Concept, builtin_concepts
 
 if TYPE_CHECKING:
     from tars_lens.attribution import (
-        causal_trace,
-        direct_attribution,
         edit_effects,
-        enrichment,
         propagation,
     )
     from tars_lens.attribution.explaining import explain
@@ -37,10 +34,7 @@ if TYPE_CHECKING:
 former_places.install()
 
 _ROOMS = {
-    "causal_trace": "attribution",
-    "direct_attribution": "attribution",
     "edit_effects": "attribution",
-    "enrichment": "attribution",
     "propagation": "attribution",
     "Erasure": "evaluation.erasure",
     "erase": "evaluation.erasure",
@@ -68,10 +62,7 @@ __all__ = [
     "TargetingVector",
     "TarsError",
     "builtin_concepts",
-    "causal_trace",
-    "direct_attribution",
     "edit_effects",
-    "enrichment",
     "erase",
     "explain",
     "load",

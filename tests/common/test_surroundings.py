@@ -11,6 +11,7 @@ from tiny import boot as boot_bridge
 from tiny_concept import world
 
 import tars_lens
+from tars_lens import attribution
 from tars_lens.common.errors import TarsError
 from tars_lens.method.inspection import inspect
 from tars_lens.model.generation import generate
@@ -88,8 +89,8 @@ def _few(lens, card):
         "patch": patch.sha256,
         "ranked": tars_lens.rank(lens, vector).to_csv(),
         "said": said,
-        "direct": tars_lens.direct_attribution(lens, card.prompt, card).to_frame().to_csv(),
-        "traced": tars_lens.causal_trace(lens, card.prompt, card, patch).to_frame().to_csv(),
+        "direct": attribution.direct_attribution(lens, card.prompt, card).to_frame().to_csv(),
+        "traced": attribution.causal_trace(lens, card.prompt, card, patch).to_frame().to_csv(),
     }
 
 

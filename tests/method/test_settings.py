@@ -87,7 +87,7 @@ def test_a_seed_out_of_range_is_refused_by_every_command(command, seed):
         ("paper_counts = [3]", "setting 'paper_counts' must be like (1, 2, 5, 10, 20), got 3."),
         ("said_threshold = [0.5, 2]", "said_threshold must be between 0 and 1, got 2.0."),
         ("name_depths = [[0.1], []]", "name_depths must have one value at least."),
-        ("saftey = [1.0]", "no setting 'saftey'; allowed: bounded_strength, constant_ridge, copied_names"),
+        ("saftey = [1.0]", "no setting 'saftey'; allowed: bounded_strength, constant_ridge"),
     ],
 )
 def test_a_search_refuses_a_value_before_it_loads_a_model(tmp_path, line, message):
