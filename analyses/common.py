@@ -26,7 +26,8 @@ from tars_lens.evaluation.known import Known
 from tars_lens.evaluation.probes import base_frame
 from tars_lens.method.settings import MethodName, Settings
 from tars_lens.model.lens import Lens
-from tars_lens.patch.patch import Patch, package_versions
+from tars_lens.patch.edit import package_versions
+from tars_lens.patch.patch import Patch
 from tars_lens.report.figures import interference
 from tars_lens.report.style import figure, save
 from tars_lens.text.corpus import load_corpus

@@ -29,8 +29,9 @@ from tars_lens.model.layout import (
     weight_files,
 )
 from tars_lens.model.weights import Place
+from tars_lens.patch.edit import PatchRows
 from tars_lens.patch.export import export
-from tars_lens.patch.patch import Patch, PatchRows
+from tars_lens.patch.patch import Patch
 
 _READ = "sequential read of the same bytes"
 _COPY = "copy of that shard"

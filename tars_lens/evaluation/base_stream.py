@@ -21,7 +21,7 @@ from tars_lens.common.errors import TarsError
 from tars_lens.common.files import whole_file
 from tars_lens.model.lens import Lens, tensor_sha256
 from tars_lens.model.model_state import model_hashes
-from tars_lens.patch.patch import package_versions
+from tars_lens.patch.edit import package_versions
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from tars_lens.evaluation.suites import QUICK, Suite
 from tars_lens.evaluation.verdict import verdict
 from tars_lens.method.describing import describe_model
 from tars_lens.model.lens import Lens
-from tars_lens.patch.patch import package_versions
+from tars_lens.patch.edit import package_versions
 from tars_lens.text.corpus import Corpus, load_corpus
 
 SCHEMA = 1

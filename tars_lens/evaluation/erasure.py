@@ -107,7 +107,7 @@ def erase(
         ]
     finally:
         for patch in stack.applied_patches(lens):
-            patch.revert(lens)
+            stack.revert(lens, patch)
     divergence = _divergence(lens, made, windows, say) if kl_tokens else None
     say("verifying", 0, 1)
     verified = verify(lens, made)

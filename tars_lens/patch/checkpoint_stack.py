@@ -17,6 +17,7 @@ from tars_lens.common.files import user_path
 from tars_lens.model.folders import copy_checkpoint, whole_folder
 from tars_lens.model.layout import Slot, checkpoint_slots
 from tars_lens.model.weights import Place
+from tars_lens.patch.edit import PatchRows
 from tars_lens.patch.export import (
     check_base,
     check_copied,
@@ -25,7 +26,7 @@ from tars_lens.patch.export import (
     mismatch,
     write_slot,
 )
-from tars_lens.patch.patch import Patch, PatchRows
+from tars_lens.patch.patch import Patch
 
 RECORD = "tars_lens_patches"
 """The folder, inside an edited checkpoint, that holds its patches in the order applied."""

@@ -15,7 +15,8 @@ from tars_lens.model.checkpoints import from_folder
 from tars_lens.model.folders import copy_checkpoint, weight_files, whole_folder
 from tars_lens.model.layout import Slot, StoredTensor, checkpoint_slots, stored_tensors
 from tars_lens.model.weights import Place
-from tars_lens.patch.patch import Patch, PatchRows
+from tars_lens.patch.edit import PatchRows
+from tars_lens.patch.patch import Patch
 from tars_lens.patch.verification import Verification, base_changed, planned_rows
 
 logger = logging.getLogger(__name__)

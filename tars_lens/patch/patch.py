@@ -1,18 +1,12 @@
-"""A patch: which rows of which base, their old values and their new ones."""
+"""A patch: made for a base, put on a model and taken off again, saved and loaded."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from tars_lens.common.errors import TarsError
@@ -20,57 +14,16 @@ from tars_lens.common.surroundings import undisturbed
 from tars_lens.concept.card import Concept
 from tars_lens.model.lens import Lens
 from tars_lens.model.weights import Edits, Place, Rows, check_edits
-
-_PACKAGES = ("tars-lens", "torch", "transformer-lens", "transformers")
-
-
-@dataclass(frozen=True, eq=False)
-class PatchRows:
-    """The edited rows of one weight matrix.
-
-    Attributes:
-        neurons: Row indices, each once, in the order in which they were chosen.
-        old: The rows of the unedited base, in its dtype.
-        new: What stands there when the patch is applied, in the base's dtype.
-        cosine: Of each old row with the vector that replaces it, reversed; NaN where it wasn't
-            given.
-    """
-
-    neurons: Int64[Tensor, " rows"]
-    old: Float[Tensor, "rows d_model"]
-    new: Float[Tensor, "rows d_model"]
-    cosine: Float32[Tensor, " rows"]
+from tars_lens.patch import patch_file, stack
+from tars_lens.patch.edit import Edit, PatchRows, package_versions, plain_values
 
 
 @dataclass(frozen=True, eq=False)
-class Patch:
-    """Rows to write into one base, and where they came from.
+class Patch(Edit):
+    """An `Edit` that can be put on a model, which says what each of its attributes is.
 
     New values are stored, not differences, so that replay is exact in every dtype.
-
-    Attributes:
-        edits: The rows by the matrix they stand in.
-        base_name: What the base model was called.
-        base_sha256: The hash of each touched matrix before any edit (`Lens.tensor_sha256`).
-        concepts: The cards, as `Concept.to_dict` gives them.
-        method: Every setting of the method.
-        seed: The seed that it ran with.
-        versions: The packages that made it.
-        figures: What was measured on it.
-        label: What messages call the patch.
-        weights_sha256: The hash of the base's weight files (`Checkpoint.sha256`), where known.
     """
-
-    edits: dict[Place, PatchRows]
-    base_name: str
-    base_sha256: dict[Place, str]
-    concepts: tuple[dict[str, Any], ...] = ()
-    method: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    versions: dict[str, str] = field(default_factory=dict)
-    figures: dict[str, Any] = field(default_factory=dict)
-    label: str = "patch"
-    weights_sha256: str = ""
 
     @classmethod
     @undisturbed
@@ -103,8 +56,6 @@ class Patch:
         Raises:
             TarsError: A row that doesn't fit the model, or settings that aren't JSON values.
         """
-        from tars_lens.patch import stack  # the stack stands above the patch: late, or a circle
-
         check_edits(lens, edits)
         filled = {place: rows for place, rows in edits.items() if len(rows.neurons)}
         cards = tuple(c.to_dict() if isinstance(c, Concept) else c for c in concepts)
@@ -116,57 +67,14 @@ class Patch:
             },
             base_name=lens.name,
             base_sha256={place: stack.base_sha256(lens, place) for place in sorted(filled)},
-            concepts=tuple(_plain("concepts", list(cards))),
-            method=_plain("method", dict(method or {})),
+            concepts=tuple(plain_values("concepts", list(cards))),
+            method=plain_values("method", dict(method or {})),
             seed=seed,
             versions=package_versions(),
-            figures=_plain("figures", dict(figures or {})),
+            figures=plain_values("figures", dict(figures or {})),
             label=label or " + ".join(str(card["name"]) for card in cards) or "patch",
             weights_sha256=lens.sha256,
         )
-
-    @property
-    def n_rows(self) -> int:
-        """The number of edited rows."""
-        return sum(len(rows.neurons) for rows in self.edits.values())
-
-    @property
-    def neurons(self) -> set[tuple[int, int]]:
-        """`(layer, neuron)` of every neuron that it touches."""
-        return {
-            (layer, neuron)
-            for (layer, _), rows in self.edits.items()
-            for neuron in rows.neurons.tolist()
-        }
-
-    @property
-    def new_rows(self) -> Edits:
-        """What `write_rows` needs to put the patch in."""
-        return {place: Rows(rows.neurons, rows.new) for place, rows in self.edits.items()}
-
-    @cached_property
-    def sha256(self) -> str:
-        """The hash of what the patch does to which base: two files of one edit share it."""
-        digest = hashlib.sha256()
-        for place, rows in sorted(self.edits.items()):
-            order = rows.neurons.argsort()
-            digest.update(f"{place} {self.base_sha256[place]} {rows.new.dtype}".encode())
-            for values in (rows.neurons[order], rows.new[order]):
-                digest.update(values.contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-
-    def to_frame(self) -> pd.DataFrame:
-        """One line per edited row: where it stands, its cosine, norms, and angle in degrees."""
-        columns = [
-            *("layer", "role", "neuron", "label"),
-            *("cosine", "old_norm", "new_norm", "angle_degrees"),
-        ]
-        parts = [_frame(place, rows) for place, rows in self.edits.items()]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-
-    def with_figures(self, figures: Mapping[str, Any]) -> "Patch":
-        """The same patch with these figures beside those that it has."""
-        return replace(self, figures=_plain("figures", {**self.figures, **figures}))
 
     def apply(self, lens: Lens, *, force: bool = False) -> None:
         """Writes the new rows into the model, on top of the patches that it already has.
@@ -180,8 +88,6 @@ class Patch:
             TarsError: Another base, rows that don't fit, or the patch is applied already. Nothing
                 was written.
         """
-        from tars_lens.patch import stack
-
         stack.apply(lens, self, force=force)
 
     def revert(self, lens: Lens) -> None:
@@ -190,15 +96,11 @@ class Patch:
         Raises:
             TarsError: The patch isn't applied to this model.
         """
-        from tars_lens.patch import stack
-
         stack.revert(lens, self)
 
     @contextmanager
     def applied(self, lens: Lens, *, force: bool = False) -> Iterator[None]:
         """Holds the patch in the model while the block runs; see `apply`."""
-        from tars_lens.patch import stack
-
         stack.apply(lens, self, force=force)
         try:
             yield
@@ -212,8 +114,6 @@ class Patch:
         Raises:
             TarsError: The file can't be written.
         """
-        from tars_lens.patch import patch_file
-
         patch_file.save(self, path)
 
     @classmethod
@@ -223,33 +123,7 @@ class Patch:
         Raises:
             TarsError: No such file, or not a whole patch file of a version that is known.
         """
-        from tars_lens.patch import patch_file
-
-        return patch_file.load(path)
-
-
-def package_versions() -> dict[str, str]:
-    """The versions of this package and of those that its results depend on."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree that isn't installed
-            found[package] = "unknown"
-    return found
-
-
-def angles_degrees(
-    a: Float[Tensor, "rows d_model"], b: Float[Tensor, "rows d_model"]
-) -> Float64[Tensor, " rows"]:
-    """The angle between the rows of `a` and of `b`, in degrees.
-
-    By W. Kahan's `2 atan2(|u - v|, |u + v|)` of the unit rows: the arc cosine loses half of its
-    digits at small angles.
-    """
-    u = torch.nn.functional.normalize(a.double(), dim=1)
-    v = torch.nn.functional.normalize(b.double(), dim=1)
-    return torch.rad2deg(2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1)))
+        return cls(**patch_file.load(path))
 
 
 def _patch_rows(base: Rows, rows: Rows, cosines: Mapping[Place, Tensor], place: Place) -> PatchRows:
@@ -270,27 +144,3 @@ def _patch_rows(base: Rows, rows: Rows, cosines: Mapping[Place, Tensor], place: 
             "patch could put it back. Get the model's weights again."
         )
     return PatchRows(neurons, old, new, cosine)
-
-
-def _plain(name: str, value: Any) -> Any:
-    """`value` as reading it back from the file will give it."""
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise TarsError(f"a patch's {name} must be JSON values: {error}.") from error
-
-
-def _frame(place: Place, rows: PatchRows) -> pd.DataFrame:
-    layer, role = place
-    return pd.DataFrame(
-        {
-            "layer": layer,
-            "role": role,
-            "neuron": rows.neurons.numpy(),
-            "label": [f"L{layer}N{neuron}" for neuron in rows.neurons.tolist()],
-            "cosine": rows.cosine.numpy(),
-            "old_norm": rows.old.double().norm(dim=1).numpy(),
-            "new_norm": rows.new.double().norm(dim=1).numpy(),
-            "angle_degrees": angles_degrees(rows.old, rows.new).numpy(),
-        }
-    )

@@ -15,7 +15,7 @@ from tars_lens.common.files import user_path, whole_file
 from tars_lens.model.layout import DTYPES
 from tars_lens.model.machines import free_bytes
 from tars_lens.model.weights import Place
-from tars_lens.patch.patch import Patch, PatchRows
+from tars_lens.patch.edit import Edit, PatchRows
 
 FORMAT = 1
 _KEY = "tars_lens.patch"  # one key: with several, safetensors writes them in a random order
@@ -37,7 +37,7 @@ _FIELDS: dict[str, type] = {
 _FILES = "weights_sha256"  # which patches of earlier versions don't have
 
 
-def save(patch: Patch, path: Path | str) -> None:
+def save(patch: Edit, path: Path | str) -> None:
     """Writes a patch; see `Patch.save`."""
     tensors: dict[str, Tensor] = {}
     for place, rows in patch.edits.items():
@@ -52,8 +52,8 @@ def save(patch: Patch, path: Path | str) -> None:
         temporary.write_bytes(content)
 
 
-def load(path: Path | str) -> Patch:
-    """Reads a patch; see `Patch.load`."""
+def load(path: Path | str) -> dict[str, Any]:
+    """Reads the attributes of a patch; see `Patch.load`."""
     path = user_path(path)
     _check_size(path)
     try:
@@ -77,7 +77,7 @@ def load(path: Path | str) -> Patch:
     if hashes.keys() != edits.keys():
         _refuse(path, "its rows and its base's hashes name different tensors")
     concepts = tuple(header.pop("concepts"))
-    return Patch(edits=edits, base_sha256=hashes, concepts=concepts, **header)
+    return {"edits": edits, "base_sha256": hashes, "concepts": concepts, **header}
 
 
 def _check_size(path: Path) -> None:

@@ -8,7 +8,8 @@ import torch
 
 from tars_lens.common.errors import TarsError
 from tars_lens.model.weights import Place
-from tars_lens.patch.patch import Patch, PatchRows, angles_degrees, package_versions
+from tars_lens.patch.edit import PatchRows, angles_degrees, package_versions
+from tars_lens.patch.patch import Patch
 
 
 class PatchView(NamedTuple):

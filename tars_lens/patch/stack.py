@@ -20,7 +20,7 @@ from tars_lens.common.errors import TarsError
 from tars_lens.common.surroundings import undisturbed
 from tars_lens.model.lens import Lens, tensor_sha256
 from tars_lens.model.weights import Edits, Place, Rows, check_edits, read_rows, write_rows
-from tars_lens.patch.patch import Patch
+from tars_lens.patch.edit import Edit
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _Table = dict[Place, dict[int, Tensor]]
 
 @dataclass
 class _Stack:
-    applied: tuple[Patch, ...] = ()
+    applied: tuple[Edit, ...] = ()
     base: _Table = field(default_factory=dict)
 
 
@@ -38,12 +38,12 @@ class _Stack:
 _STACKS: WeakKeyDictionary[Any, _Stack] = WeakKeyDictionary()
 
 
-def applied_patches(lens: Lens) -> tuple[Patch, ...]:
+def applied_patches(lens: Lens) -> tuple[Edit, ...]:
     """The patches that are on a model now, the first applied first."""
     return _stack(lens).applied
 
 
-def apply(lens: Lens, patch: Patch, *, force: bool = False) -> None:
+def apply(lens: Lens, patch: Edit, *, force: bool = False) -> None:
     """Puts a patch on top; see `Patch.apply`."""
     applied = applied_patches(lens)
     if is_applied(lens, patch):
@@ -57,7 +57,7 @@ def apply(lens: Lens, patch: Patch, *, force: bool = False) -> None:
     _switch(lens, (*applied, patch))
 
 
-def revert(lens: Lens, patch: Patch) -> None:
+def revert(lens: Lens, patch: Edit) -> None:
     """Takes a patch out from any height of the stack; see `Patch.revert`."""
     applied = applied_patches(lens)
     remaining = tuple(other for other in applied if other.sha256 != patch.sha256)
@@ -68,7 +68,7 @@ def revert(lens: Lens, patch: Patch) -> None:
 
 
 @contextmanager
-def holding(lens: Lens, patches: Sequence[Patch]) -> Iterator[None]:
+def holding(lens: Lens, patches: Sequence[Edit]) -> Iterator[None]:
     """Makes the model its base with just these patches while the block runs.
 
     No patch is checked against the base: call `check` before.
@@ -81,12 +81,12 @@ def holding(lens: Lens, patches: Sequence[Patch]) -> Iterator[None]:
         _switch(lens, found)
 
 
-def is_applied(lens: Lens, patch: Patch) -> bool:
+def is_applied(lens: Lens, patch: Edit) -> bool:
     """Whether the patch, or another copy of it, is on the model."""
     return any(other.sha256 == patch.sha256 for other in applied_patches(lens))
 
 
-def check(lens: Lens, patch: Patch, *, force: bool = False) -> None:
+def check(lens: Lens, patch: Edit, *, force: bool = False) -> None:
     """Refuses a patch that was made for another base; writes nothing.
 
     Args:
@@ -135,7 +135,7 @@ def _stack(lens: Lens) -> _Stack:
 
 
 @undisturbed
-def _switch(lens: Lens, patches: tuple[Patch, ...]) -> None:
+def _switch(lens: Lens, patches: tuple[Edit, ...]) -> None:
     """Makes the model its base with just these patches, or leaves it as it was."""
     stack = _stack(lens)
     touched = _neurons((*stack.applied, *patches))
@@ -155,7 +155,7 @@ def _switch(lens: Lens, patches: tuple[Patch, ...]) -> None:
         raise
 
 
-def _mismatch(lens: Lens, patch: Patch, place: Place, dtype: torch.dtype) -> str:
+def _mismatch(lens: Lens, patch: Edit, place: Place, dtype: torch.dtype) -> str:
     """What of one matrix isn't as the patch expects, or `""`."""
     where = f"layer {place[0]}, role {place[1]!r}"
     if dtype != lens.dtype:
@@ -170,7 +170,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _shared_rows(a: Patch, b: Patch) -> int:
+def _shared_rows(a: Edit, b: Edit) -> int:
     ours, theirs = _neurons((a,)), _neurons((b,))
     return sum(
         len(set(ours[place].tolist()) & set(theirs[place].tolist()))
@@ -178,7 +178,7 @@ def _shared_rows(a: Patch, b: Patch) -> int:
     )
 
 
-def _neurons(patches: Iterable[Patch]) -> dict[Place, Int[Tensor, " rows"]]:
+def _neurons(patches: Iterable[Edit]) -> dict[Place, Int[Tensor, " rows"]]:
     """Every row that any of the patches touches, each once."""
     found: dict[Place, dict[int, None]] = {}
     for patch in patches:
@@ -194,7 +194,7 @@ def _table(edits: Edits) -> _Table:
     }
 
 
-def _overwrite(table: _Table, patch: Patch) -> None:
+def _overwrite(table: _Table, patch: Edit) -> None:
     for place, rows in patch.edits.items():
         kept = table[place]
         for neuron, new in zip(rows.neurons.tolist(), rows.new, strict=True):

@@ -13,7 +13,8 @@ from tars_lens.common.errors import TarsError
 from tars_lens.concept.card import Concept
 from tars_lens.model.weights import Rows
 from tars_lens.patch import stack
-from tars_lens.patch.patch import Patch, angles_degrees
+from tars_lens.patch.edit import angles_degrees
+from tars_lens.patch.patch import Patch
 from tars_lens.patch.patch_tools import diff, merge, show
 
 WHERE = {(1, "out"): [5, 3], (2, "in"): [7]}

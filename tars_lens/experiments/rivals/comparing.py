@@ -29,7 +29,7 @@ from tars_lens.experiments.rivals.cost import measured
 from tars_lens.method.describing import describe_model
 from tars_lens.method.settings import MethodName, Settings
 from tars_lens.model.lens import Lens
-from tars_lens.patch.patch import package_versions
+from tars_lens.patch.edit import package_versions
 from tars_lens.text.corpus import Corpus, load_corpus
 
 SCHEMA = 1
