@@ -1,10 +1,10 @@
 """One concept out of one model by this package's recipe and by two baselines: seconds and memory.
 
 Every method runs once, in a process of its own that has loaded the model. What is measured is the
-making of the edit from the card and plain text, a baseline's choice on validation text included, and
-no measurement of what it does. `rank_one` gathers its own statistics of plain text each time, so
-the recipe stands here with plain text gathered anew and taken from the cache. Of the baselines' memory
-one copy of the weights is the harness's, which keeps it to undo them bit by bit.
+making of the edit from the card and plain text, a baseline's choice on validation text included,
+and no measurement of what it does. `rank_one` gathers its own statistics of plain text each time,
+so the recipe stands here with plain text gathered anew and taken from the cache. Of the baselines'
+memory one copy of the weights is the harness's, which keeps it to undo them bit by bit.
 """
 
 import json

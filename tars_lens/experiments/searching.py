@@ -258,7 +258,7 @@ def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def _study(path: Path, about: Mapping[str, Any], seed: int) -> Any:
-    """The Optuna study of a journal, made where there is none; that of another search is refused."""
+    """The Optuna study of a journal; another search's is refused."""
     try:
         import optuna
         from optuna.storages import JournalStorage
