@@ -19,7 +19,6 @@ from timing import arguments, compared, interleaved, peak_bytes, reset_peak, sho
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tars_lens.common.files import sha256_file
-from tars_lens.experiments.shapes import config_of
 from tars_lens.method.disk_ranking import rank_checkpoint
 from tars_lens.model.layout import (
     Slot,
@@ -28,6 +27,7 @@ from tars_lens.model.layout import (
     stored_tensors,
     weight_files,
 )
+from tars_lens.model.shape import config_of
 from tars_lens.model.weights import Place
 from tars_lens.patch.edit import PatchRows
 from tars_lens.patch.export import export

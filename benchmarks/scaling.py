@@ -17,7 +17,8 @@ import torch
 from timing import arguments, interleaved, show
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tars_lens.experiments.sweeping import read_spec, sweep
+from tars_lens.experiments.sweep_jobs import read_spec
+from tars_lens.experiments.sweeping import sweep
 from tars_lens.method.ranking import rank
 from tars_lens.model.checkpoints import locate
 from tars_lens.model.lens import Lens

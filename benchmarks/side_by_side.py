@@ -1,10 +1,10 @@
-"""One concept out of one model by this package's recipe and by two rivals: seconds and memory.
+"""One concept out of one model by this package's recipe and by two baselines: seconds and memory.
 
 Every method runs once, in a process of its own that has loaded the model. What is measured is the
-making of the edit from the card and plain text, a rival's choice on validation text included, and
-no measurement of what it does. `rank_one` gathers its own statistics of plain text each time, so
-the recipe stands here with plain text gathered anew and taken from the cache. Of the rivals' memory
-one copy of the weights is the harness's, which keeps it to undo them bit by bit.
+making of the edit from the card and plain text, a baseline's choice on validation text included,
+and no measurement of what it does. `rank_one` gathers its own statistics of plain text each time,
+so the recipe stands here with plain text gathered anew and taken from the cache. Of the baselines'
+memory one copy of the weights is the harness's, which keeps it to undo them bit by bit.
 """
 
 import json
@@ -68,15 +68,15 @@ def measured(options: Any) -> dict[str, float]:
 
 
 def _maker(method: str, lens: Any, concept: Any, corpus: Any) -> Callable[[], Any]:
-    from tars_lens.experiments.rivals.registry import RIVALS
+    from tars_lens.experiments.baselines.registry import BASELINES
     from tars_lens.method.recipe import Recipe
     from tars_lens.method.settings import Settings
     from tars_lens.text.plain_text import PlainText
     from tars_lens.text.windows import cut
 
     windows, settings = cut(lens, corpus), Settings()
-    if method in RIVALS:
-        return lambda: RIVALS[method](lens, concept, windows, settings.seed)
+    if method in BASELINES:
+        return lambda: BASELINES[method](lens, concept, windows, settings.seed)
 
     def ours() -> Any:
         return Recipe.prepared(lens, windows.statistics, settings).patch(concept)

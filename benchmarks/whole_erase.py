@@ -22,11 +22,11 @@ from transformers import AutoTokenizer
 
 from tars_lens.concept.card import Concept
 from tars_lens.evaluation.erasure import erase
-from tars_lens.experiments.shapes import config_of
 from tars_lens.model.checkpoints import resolve
 from tars_lens.model.layout import stored_tensors
 from tars_lens.model.lens import Lens
 from tars_lens.model.loading import load
+from tars_lens.model.shape import config_of
 from tars_lens.text.corpus import load_corpus
 from tars_lens.text.windows import WIDTH, cut
 

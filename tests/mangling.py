@@ -17,7 +17,7 @@ from tars_lens.attribution.chat import Chat
 from tars_lens.common.errors import TarsError
 from tars_lens.concept.card import Concept
 from tars_lens.evaluation.erasure import erase
-from tars_lens.experiments.sweeping import read_spec
+from tars_lens.experiments.sweep_jobs import read_spec
 from tars_lens.model.loading import load
 from tars_lens.patch.patch import Patch
 from tars_lens.patch.patch_tools import show

@@ -15,8 +15,8 @@ from tiny_concept import world
 
 from tars_lens.common.errors import TarsError
 from tars_lens.common.files import sha256_file
-from tars_lens.experiments.sweeping import read_spec, sweep
-from tars_lens.experiments.sweeping.results import is_done
+from tars_lens.experiments.sweep_jobs import read_spec
+from tars_lens.experiments.sweeping import is_done, sweep
 from tars_lens.method.disk_ranking import rank_checkpoint
 from tars_lens.model.layout import checkpoint_slots
 from tars_lens.model.loading import load

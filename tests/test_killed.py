@@ -14,8 +14,8 @@ from tiny_concept import world
 
 import tars_lens
 from tars_lens.common.files import sha256_file
-from tars_lens.experiments.sweeping.jobs import Job
-from tars_lens.experiments.sweeping.results import is_done, store
+from tars_lens.experiments.sweep_jobs import Job
+from tars_lens.experiments.sweeping import is_done, store
 from tars_lens.model.checkpoints import resolve
 from tars_lens.patch.checkpoint_stack import apply_to_checkpoint
 from tars_lens.patch.export import export, verify_checkpoint

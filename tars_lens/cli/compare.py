@@ -1,4 +1,4 @@
-"""`tars-lens compare`: the method beside its rivals, by the same probes and the same damage."""
+"""`tars-lens compare`: the method beside baselines, by the same probes and the same damage."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +10,7 @@ from tars_lens.cli.options import console, path_option
 from tars_lens.concept.naming import HELP as CONCEPTS
 from tars_lens.method.settings import LAST_SEED
 
-RIVALS = (
-    "ablation, leace, rank_one, needle, reflection, demotion, engram, gradient_ascent, npo, rmu"
-)
+BASELINES = "ablation, leace, rank_one, engram, gradient_ascent, npo, rmu"
 """The registered names, written out as the registry imports torch."""
 
 
@@ -21,9 +19,9 @@ def compare(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A built-in name, a hub id or a folder.")
     ] = "smollm2-135m",
-    rivals: Annotated[
+    baselines: Annotated[
         str | None,
-        typer.Option(help=f"Comma-separated: {RIVALS}; default: all that can run here."),
+        typer.Option(help=f"Comma-separated: {BASELINES}; default: all that can run here."),
     ] = None,
     out: Annotated[Path, path_option("Where tables and figure go.")] = Path("runs/compare"),
     suite: Annotated[str, typer.Option(help="quick or full.")] = "quick",
@@ -47,12 +45,13 @@ def compare(
     from tars_lens.common.progress import progress
     from tars_lens.concept.naming import card_or_name, with_cards
     from tars_lens.evaluation.suites import suite_called
-    from tars_lens.experiments.rivals import compare as run
-    from tars_lens.experiments.rivals import rivals_called
+    from tars_lens.experiments.baselines.comparing import compare as run
+    from tars_lens.experiments.baselines.comparing import print_summary
+    from tars_lens.experiments.baselines.registry import baselines_called
 
     sizes = suite_called(suite)
-    names = None if rivals is None else [name.strip() for name in rivals.split(",") if name.strip()]
-    chosen = rivals_called(names)
+    names = [name.strip() for name in (baselines or "").split(",") if name.strip()]
+    chosen = baselines_called(None if baselines is None else names)
     asked = [card_or_name(concept) for concept in concepts]
     with resumable(out), results_folder(out):
         with progress(quiet=quiet) as advance:
@@ -76,8 +75,6 @@ def compare(
             )
         written = [*found.save(out), *_drawn(found, out)]
     if not quiet:
-        from tars_lens.experiments.rivals.summary import print_summary
-
         for line in named.said:
             typer.echo(line)
         print_summary(found, console())
@@ -86,7 +83,7 @@ def compare(
 
 def _drawn(found: Any, out: Path) -> list[str]:
     """Draws the Pareto figure; the names of its files."""
-    from tars_lens.report.figures.rivals import pareto
+    from tars_lens.report.figures import pareto
     from tars_lens.report.style import figure, save
 
     made, (above, below) = figure(2, height=5.6, rows=2)

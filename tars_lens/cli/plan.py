@@ -27,29 +27,29 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="The whole plan as JSON.")] = False,
 ) -> None:
     """Tell what an erasure will take before it takes it; refuse (exit 2) what won't fit."""
-    from dataclasses import replace
-
     from tars_lens.common.errors import TarsError
     from tars_lens.experiments.planning import plan as reckon
-    from tars_lens.model import machines
 
     for option, given in (("--memory", memory), ("--gpu-memory", gpu_memory)):
         if given is not None and not 0 < given <= _MOST:
             raise TarsError(f"{option} must be above 0 and at most {_MOST:,} GB, got {given}.")
-    machine = machines.gpus(gpus, gpu_memory) if gpus else machines.this_processor()
-    if memory is not None:
-        machine = replace(machine, host_bytes=int(memory * 1e9))
-    found = reckon(model, machine=machine, dtype=dtype, kl_tokens=kl_tokens)
+    found = reckon(
+        model,
+        dtype=dtype,
+        gpus=gpus,
+        gpu_bytes=int(gpu_memory * 1e9),
+        host_bytes=None if memory is None else int(memory * 1e9),
+        kl_tokens=kl_tokens,
+    )
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
-    elif found.fits:
-        shape = found.shape
+    elif found.needed_bytes <= found.usable_bytes:
         typer.echo(
-            f"{shape.name}: {shape.parameters / 1e9:.2f} billion weights in {found.dtype}, "
-            f"{shape.mlp_vectors:,} MLP weight vectors; on {machine.name}"
+            f"{model}: {found.shape.parameters / 1e9:.2f} billion weights in {found.dtype}, "
+            f"{found.shape.mlp_vectors:,} MLP weight vectors; on {found.machine}"
         )
         for part, size in found.memory.itertuples(index=False):
             typer.echo(f"  {size / 1e9:9.2f} GB  {part}")
-        free = machine.usable_bytes / 1e9
+        free = found.usable_bytes / 1e9
         typer.echo(f"  {found.needed_bytes / 1e9:9.2f} GB  in all, of {free:,.1f} GB")
     found.check()

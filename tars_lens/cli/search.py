@@ -36,10 +36,10 @@ def search(
 ) -> None:
     """Search the method's settings on validation text; run it again, or beside itself, to go on."""
     from tars_lens.common.errors import unknown
+    from tars_lens.common.files import user_path, writable_folder
     from tars_lens.common.progress import progress
     from tars_lens.concept.card import Concept
-    from tars_lens.experiments.search_results import OBJECTIVES, RULE
-    from tars_lens.experiments.searching import SPACE, check_space, search_folder
+    from tars_lens.experiments.searching import OBJECTIVES, RULE, SPACE, check_space
     from tars_lens.experiments.searching import search as run
     from tars_lens.method.settings import MethodName, Settings
 
@@ -49,7 +49,7 @@ def search(
     base = Settings(name=name, seed=seed)
     cards = [Concept.load(concept) for concept in concepts]
     tried = check_space(_space(space), base) if space else SPACE
-    folder = search_folder(out)
+    folder = writable_folder(user_path(out))
     try:
         with progress(quiet=quiet) as advance:
             advance(f"loading {model}", 0, 1)

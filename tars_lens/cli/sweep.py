@@ -27,8 +27,8 @@ def sweep(
 ) -> None:
     """Remove many concepts from many models, each as its own job; run again to go on."""
     from tars_lens.common.progress import progress
-    from tars_lens.experiments.sweeping.sweep import TABLE
-    from tars_lens.experiments.sweeping.sweep import sweep as run
+    from tars_lens.experiments.sweeping import TABLE
+    from tars_lens.experiments.sweeping import sweep as run
 
     try:
         with progress(quiet=quiet) as advance:

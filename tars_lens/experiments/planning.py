@@ -7,13 +7,13 @@ from typing import Any
 import pandas as pd
 
 from tars_lens.common.errors import TarsError
-from tars_lens.experiments.shapes import Shape
 from tars_lens.method.settings import Settings
-from tars_lens.model.machines import Machine, this_processor
+from tars_lens.model.machines import free_host_bytes
+from tars_lens.model.shape import Shape, shape_of
 from tars_lens.text.plain_text import LAYERS_AT_ONCE, STRIDE, WINDOWS_AT_ONCE
 from tars_lens.text.windows import STATISTICS_WINDOWS, WIDTH
 
-SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 _BATCH = 4  # windows that run side by side in the KL and the statistics
 _IMPORTS = 500_000_000
@@ -26,15 +26,19 @@ class Plan:
     """What an erasure will take.
 
     Attributes:
-        shape: The model.
-        machine: Where it is to run.
+        model: What it was asked for as.
+        shape: The model's.
         dtype: Of the weights.
+        machine: Where it is to run, in words.
+        usable_bytes: What there is.
         memory: One row a part: part, bytes.
     """
 
+    model: str
     shape: Shape
-    machine: Machine
     dtype: str
+    machine: str
+    usable_bytes: int
     memory: pd.DataFrame
 
     @property
@@ -42,103 +46,90 @@ class Plan:
         """All parts together."""
         return int(self.memory["bytes"].sum())
 
-    @property
-    def fits(self) -> bool:
-        """Whether it all has room where it is to run."""
-        return self.needed_bytes <= self.machine.usable_bytes
-
     def check(self) -> None:
         """Refuses what won't fit.
 
         Raises:
             TarsError: What is needed, what there is, and what would help.
         """
-        if not self.fits:
+        if self.needed_bytes > self.usable_bytes:
+            half = " Weights in bfloat16 (--dtype bfloat16) take half."
             raise TarsError(
-                does_not_fit(self.shape.name, self.needed_bytes, self.machine, self.dtype)
+                f"{self.model} in {self.dtype} needs {self.needed_bytes / 1e9:,.1f} GB, and "
+                f"{self.machine} has {self.usable_bytes / 1e9:,.1f} GB free."
+                f"{half if self.dtype == 'float32' else ''} More GPUs (--device-map auto) make "
+                "room as well; layers can't be kept on the host, where no edit would stay in them."
             )
-
-    def to_frame(self) -> pd.DataFrame:
-        """model, dtype, machine, parameters, needed_bytes, usable_bytes, and fits."""
-        line = {
-            "model": self.shape.name,
-            "dtype": self.dtype,
-            "machine": self.machine.name,
-            "parameters": self.shape.parameters,
-            "needed_bytes": self.needed_bytes,
-            "usable_bytes": self.machine.usable_bytes,
-            "fits": self.fits,
-        }
-        return pd.DataFrame([line])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON values."""
-        (line,) = self.to_frame().to_dict("records")
-        return {**line, "memory": self.memory.to_dict("records")}
+        return {
+            "model": self.model,
+            "dtype": self.dtype,
+            "machine": self.machine,
+            "parameters": self.shape.parameters,
+            "needed_bytes": self.needed_bytes,
+            "usable_bytes": self.usable_bytes,
+            "fits": self.needed_bytes <= self.usable_bytes,
+            "memory": self.memory.to_dict("records"),
+        }
 
 
 def plan(
-    model: str | Path | Shape,
+    model: str | Path,
     *,
-    machine: Machine | None = None,
     dtype: str = "auto",
+    gpus: int = 0,
+    gpu_bytes: int = 80_000_000_000,
+    host_bytes: int | None = None,
     kl_tokens: int = 25_600,
 ) -> Plan:
-    """Reckons what removing concepts from a model will take.
+    """Reckons what memory removing concepts from a model will take.
 
     Args:
-        model: A folder, `config.json`, hub id, built-in or known name, or a shape.
-        machine: Where it is to run; this machine's processor where not given.
+        model: A folder, `config.json`, hub id, built-in or known name.
         dtype: Of the weights; `auto` is the config's own.
+        gpus: How many GPUs; with 0 it runs on the processor.
+        gpu_bytes: Memory of each.
+        host_bytes: Memory of the machine; what is free here where not given.
         kl_tokens: How much text the KL is measured on.
 
     Raises:
-        TarsError: No such config, an unknown dtype, or nothing to do.
+        TarsError: No such config, an unknown dtype, or fewer than 0 GPUs or tokens.
     """
-    shape = model if isinstance(model, Shape) else Shape.of(model)
+    shape = shape_of(model)
     kind = (shape.dtype if dtype == "auto" else dtype).removeprefix("torch.")
-    if kind not in SIZES:
-        raise TarsError(f"no dtype {kind!r}: choose one of auto, {', '.join(SIZES)}.")
-    if kl_tokens < 0:
-        raise TarsError(f"a plan needs 0 tokens or more, got {kl_tokens}.")
-    where = machine or this_processor()
-    return Plan(
-        shape=shape,
-        machine=where,
-        dtype=kind,
-        memory=_memory(shape, where, SIZES[kind], kl_tokens),
-    )
+    if kind not in _SIZES:
+        raise TarsError(f"no dtype {kind!r}: choose one of auto, {', '.join(_SIZES)}.")
+    if kl_tokens < 0 or gpus < 0:
+        raise TarsError(f"a plan needs 0 or more, got {kl_tokens} tokens and {gpus} GPUs.")
+    parts = _memory(shape, _SIZES[kind], kl_tokens)
+    if gpus:
+        machine = f"{gpus} GPU{'s' if gpus > 1 else ''} of {gpu_bytes / 1e9:g} GB"
+        usable = gpus * gpu_bytes
+    else:  # on GPUs the libraries lie in the host's memory
+        machine = "this machine"
+        usable = free_host_bytes() if host_bytes is None else host_bytes
+        parts["libraries"] = _IMPORTS
+    memory = pd.DataFrame({"part": list(parts), "bytes": list(parts.values())})
+    return Plan(str(model), shape, kind, machine, usable, memory)
 
 
-def does_not_fit(name: str, needed: int, machine: Machine, dtype: str) -> str:
-    """What is said of a model that is too large."""
-    halved = " Weights in bfloat16 (--dtype bfloat16) take half." if dtype == "float32" else ""
-    return (
-        f"{name} in {dtype} needs {needed / 1e9:,.1f} GB, and {machine.name} has "
-        f"{machine.usable_bytes / 1e9:,.1f} GB free.{halved} More GPUs (--device-map auto) "
-        "make room as well; layers can't be kept on the host, where no edit would stay in them."
-    )
-
-
-def _memory(shape: Shape, machine: Machine, size: int, kl_tokens: int) -> pd.DataFrame:
-    tokens = _BATCH * WIDTH
-    covariance = 4 * shape.d_model**2
-    settings, layers = Settings(), shape.layers
+def _memory(shape: Shape, size: int, kl_tokens: int) -> dict[str, int]:
+    """Bytes of each part, with weights of so many bytes."""
+    settings, layers, tokens = Settings(), shape.layers, _BATCH * WIDTH
     read = len(settings.suppression_layers(layers))
     kept = read + len(settings.name_layers(layers)) + 2  # with the named layer's, the unembedding's
     few = WINDOWS_AT_ONCE * WIDTH * min(LAYERS_AT_ONCE, layers)  # as the statistics read them
     positions = STATISTICS_WINDOWS * WIDTH // STRIDE
-    parts = {
+    return {
         "weights": shape.parameters * size,
-        "covariances": (kept + _SOLVES) * covariance,
+        "covariances": (kept + _SOLVES) * 4 * shape.d_model**2,
         "plain text at the layers that are read": 3 * read * positions * shape.d_model * 4,
-        "neuron statistics": 4 * shape.layers * shape.d_mlp,
+        "neuron statistics": 4 * layers * shape.d_mlp,
         "activations of one layer": tokens * (shape.roles * shape.d_mlp + 8 * shape.d_model) * size,
         "activations of a few layers": few * (shape.d_mlp + 2 * shape.d_model) * size,
         "attention of one layer": 3 * _BATCH * shape.heads * WIDTH**2 * 4,
         "base stream of the KL": kl_tokens * shape.d_model * size,
         "logits of a slice": _LOGITS + 64 * 4 * shape.d_vocab,
     }
-    if not machine.devices:  # on GPUs the libraries lie in the host's memory
-        parts["libraries"] = _IMPORTS
-    return pd.DataFrame({"part": list(parts), "bytes": list(parts.values())})

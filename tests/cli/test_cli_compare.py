@@ -27,7 +27,7 @@ FEW = suites.Suite(
     paragraphs=2,
     resamples=20,
 )
-METHODS = ["tars", "paper", "demotion", "reflection", "blocked token", "untouched"]
+METHODS = ["tars", "paper", "rank_one", "ablation", "blocked token", "untouched"]
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def small(monkeypatch):
 def _compare(*words):
     place = world()
     given = (place.card, "--model", place.model, "--corpus", place.corpus)
-    return run("compare", *given, "--rivals", "demotion, reflection", *words)
+    return run("compare", *given, "--baselines", "rank_one, ablation", *words)
 
 
 def test_methods_stand_in_one_table_and_a_resumed_run_gives_the_same_bytes(tmp_path):
@@ -82,9 +82,9 @@ def test_methods_stand_in_one_table_and_a_resumed_run_gives_the_same_bytes(tmp_p
 
 
 def test_mistakes_are_told_before_any_work():
-    assert "unknown rival 'rom'" in mistake("compare", "saturn", "--rivals", "rom")
+    assert "unknown baseline 'rom'" in mistake("compare", "saturn", "--baselines", "rom")
     assert "there is: full, quick" in mistake("compare", "saturn", "--suite", "fast").lower()
-    assert "unknown concept 'satrun'" in mistake("compare", "satrun", "--rivals", "rmu")
+    assert "unknown concept 'satrun'" in mistake("compare", "satrun", "--baselines", "rmu")
 
 
 def _methods(*rows):
@@ -98,10 +98,10 @@ def test_the_front_holds_those_that_none_betters_in_both():
         ("paper", 0.7, 0.02),
         ("rmu", 0.9, 0.5),
         ("npo", 0.9, 0.6),
-        ("needle", 0.1, 0.001),
+        ("leace", 0.1, 0.001),
         ("blocked token", 1.0, 0.0001),
     ).rename(columns={"wikipedia": "damage"})
-    assert list(front(rows)["method"]) == ["needle", "tars", "rmu"]
+    assert list(front(rows)["method"]) == ["leace", "tars", "rmu"]
 
 
 def test_the_pareto_figure_shows_every_method_that_was_measured():
@@ -117,13 +117,13 @@ def test_the_pareto_figure_shows_every_method_that_was_measured():
 
 
 def test_neighbours_are_the_other_damage():
-    rows = _methods(("tars", 0.8, 0.9), ("npo", 0.9, 0.0), ("demotion", 0.7, 0.5))
+    rows = _methods(("tars", 0.8, 0.9), ("npo", 0.9, 0.0), ("ablation", 0.7, 0.5))
     axes = figure(1)[1]
     pareto(rows.rename(columns={"wikipedia": "neighbour"}), axes, damage="neighbour")
     line, *marks = axes.lines
     lost = [-np.log(0.9), -np.log(1e-12), -np.log(0.5)]
     assert [mark.get_xdata()[0] for mark in marks] == pytest.approx(lost)
-    assert line.get_xdata() == pytest.approx(lost[:2])  # demotion is bettered in both by tars
+    assert line.get_xdata() == pytest.approx(lost[:2])  # ablation is bettered in both by tars
 
 
 def test_ctrl_c_says_that_finished_measures_are_kept(tmp_path, monkeypatch):

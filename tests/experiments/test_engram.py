@@ -1,4 +1,4 @@
-"""The rival `engram` against its closed form, worked out with plain transformers."""
+"""The baseline `engram` against its closed form, worked out with plain transformers."""
 
 from collections import defaultdict
 from functools import partial
@@ -11,7 +11,7 @@ from tiny_concept import world
 
 from tars_lens.common.errors import TarsError
 from tars_lens.concept.card import Concept
-from tars_lens.experiments.rivals.engram import PLAIN_WINDOWS, engram
+from tars_lens.experiments.baselines.closed_form import ENGRAM_WINDOWS, engram
 from tars_lens.model.loading import load
 from tars_lens.text.corpus import load_corpus
 from tars_lens.text.windows import Windows, cut
@@ -78,7 +78,7 @@ def test_the_weights_are_the_closed_forms_at_the_strength_that_validation_prompt
 ):
     # a random model has no direction of the concept's own, so it takes more than a real one
     strengths = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
-    monkeypatch.setattr("tars_lens.experiments.rivals.engram._STRENGTHS", strengths)
+    monkeypatch.setattr("tars_lens.experiments.baselines.closed_form._ENGRAM_STRENGTHS", strengths)
     card, lens = Concept.load(world().card), load(world().model, progress=False)
     windows = cut(lens, load_corpus(str(world().corpus)), reported_tokens=256)
     hf, tokenizer = read_checkpoint(world().model), read_tokenizer(world().model)
@@ -90,7 +90,7 @@ def test_the_weights_are_the_closed_forms_at_the_strength_that_validation_prompt
     own = [(prompt, card.answer) for prompt in forward]
     own += [(probe.prompt, probe.answer) for probe in card.validation.reverse]
     near = [(p.prompt, p.answer) for p in (*card.contrast, *card.validation.neighbour)]
-    plain = windows.statistics[:PLAIN_WINDOWS].tolist()
+    plain = windows.statistics[:ENGRAM_WINDOWS].tolist()
     weights = {name: module.weight.detach().clone() for name, module in _linear(hf).items()}
     parts = _closed_form(hf, ids(own), ids(near), plain)
     left = {}
@@ -136,5 +136,5 @@ def test_a_model_without_linear_layers_is_refused():
     # a HookedTransformer of transformer-lens 3.9 keeps its weights in bare parameters
     lens, text = tiny_lens("llama"), torch.zeros(1, 8, dtype=torch.long)
     lens.model = torch.nn.Embedding(2, 2)
-    with pytest.raises(TarsError, match="tiny-llama keeps its weights in no linear layers.*rivals"):
+    with pytest.raises(TarsError, match="tiny-llama keeps its weights in no linear .*baselines"):
         engram(lens, Concept.load(world().card), Windows(text, (), text, text, "random"), 0)

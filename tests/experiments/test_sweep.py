@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import pickle  # noqa: TID251
 import signal
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from commands import mistake, run
 from tiny_concept import world
 
 from tars_lens.common.errors import TarsError
-from tars_lens.experiments.sweeping import Job, read_spec, sweep
-from tars_lens.experiments.sweeping.results import COLUMNS, is_done, job_folder, store
+from tars_lens.experiments.sweep_jobs import Job, read_spec
+from tars_lens.experiments.sweeping import COLUMNS, is_done, job_folder, store, sweep
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_spec_is_every_combination_and_a_job_survives_its_way_to_a_worker(tmp_
     assert len(jobs) == len({job.key for job in jobs}) == 2 * 2 * 2
     assert [len(job.concepts) for job in jobs[::4]] == [1, 2]
     for job in jobs:
-        again = Job.from_json(job.to_json())
+        again = pickle.loads(pickle.dumps(job))
         assert again == job and again.key == job.key
         assert [card.key for card in job.cards] == [Path(p).stem for p in both[: len(job.keys)]]
     assert replace(jobs[0], kl_tokens=513).key != jobs[0].key
@@ -138,7 +139,7 @@ def test_a_killed_workers_job_is_run_again(spec, tmp_path):
     def kill_once():
         while not killed:
             for child in psutil.Process().children():
-                if "tars_lens.experiments.sweeping.worker" in " ".join(child.cmdline()):
+                if "spawn_main" in " ".join(child.cmdline()):
                     time.sleep(0.3)  # it has its job by now, and needs seconds to import torch
                     child.send_signal(signal.SIGKILL)
                     killed.append(child.pid)
@@ -154,11 +155,12 @@ def test_a_killed_workers_job_is_run_again(spec, tmp_path):
     assert sorted(f.name for f in (out / "jobs").iterdir()) == sorted(j.key for j in jobs[:2])
 
 
+def _dies(_job):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_job_that_kills_every_worker_is_given_up(tmp_path, monkeypatch):
-    script = tmp_path / "dies"
-    script.write_text("#!/bin/sh\nread line\nkill -9 $$\n")
-    script.chmod(0o755)
-    monkeypatch.setattr("tars_lens.experiments.sweeping.local.sys.executable", str(script))
+    monkeypatch.setattr("tars_lens.experiments.sweeping.run_job", _dies)
     job = Job(concepts=({"name": "c", "answer": "w1", "prompt": "w2"},), keys=("c",), model="m")
     found = sweep([job], tmp_path / "out", workers=2)
     assert found.failed == {job.key: "its worker died 3 times (out of memory?)."}
@@ -196,7 +198,8 @@ import logging, sys, threading, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from tars_lens.experiments.sweeping import read_spec, sweep
+from tars_lens.experiments.sweep_jobs import read_spec
+from tars_lens.experiments.sweeping import sweep
 
 logging.basicConfig(level=logging.WARNING)
 spec, out = sys.argv[1:]

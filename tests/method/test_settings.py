@@ -9,9 +9,9 @@ import typer
 from commands import mistake, run
 
 from tars_lens.cli.app import app
-from tars_lens.cli.compare import RIVALS
+from tars_lens.cli.compare import BASELINES
 from tars_lens.common.errors import TarsError
-from tars_lens.experiments.rivals.registry import RIVALS as REGISTERED
+from tars_lens.experiments.baselines.registry import BASELINES as REGISTERED
 from tars_lens.experiments.searching import check_space
 from tars_lens.method.settings import LAST_SEED, Settings
 
@@ -112,5 +112,5 @@ def test_a_searchs_values_are_in_the_kind_of_their_settings():
     assert [type(value) for value in found["gain"]] == [float, float]
 
 
-def test_the_help_names_every_rival():
-    assert RIVALS.split(", ") == list(REGISTERED)
+def test_the_help_names_every_baseline():
+    assert BASELINES.split(", ") == list(REGISTERED)

@@ -11,8 +11,8 @@ from patch_models import random_patch
 
 from tars_lens.common.errors import TarsError
 from tars_lens.common.files import sha256_file
-from tars_lens.experiments.shapes import Shape
 from tars_lens.model.layout import checkpoint_slots, stored_tensors, weight_files
+from tars_lens.model.shape import shape_of
 from tars_lens.patch.checkpoint_stack import (
     RECORD,
     apply_to_checkpoint,
@@ -89,14 +89,14 @@ def test_a_config_that_cannot_be_used_is_refused(folder, file, tmp_path, config,
 def test_a_config_that_cannot_be_read_has_no_shape(folder, config):
     (folder / "config.json").write_text(config)
     with pytest.raises(TarsError, match="cannot read"):
-        Shape.of(str(folder))
+        shape_of(str(folder))
 
 
 def test_a_model_without_layers_is_refused(folder, file):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 0}))
     with pytest.raises(TarsError, match="has no layers"):
-        Shape.of(str(folder))
+        shape_of(str(folder))
     assert "the model has no layers" in run("patch", "verify", file, "--model", folder).err
 
 

@@ -1,37 +1,35 @@
-"""What a rival is: a method from the literature that gives an edit which can be held and let go."""
+"""What a baseline is: a method from the literature that gives an edit to be held and let go."""
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from tars_lens.common.errors import TarsError
 from tars_lens.concept.card import Concept
+from tars_lens.evaluation.probes import ERASED
+from tars_lens.experiments.baselines.facts import left
 from tars_lens.model.lens import Lens
-from tars_lens.model.model_state import model_state
+from tars_lens.model.parameters import copied, differing, put
 from tars_lens.text.windows import Windows
 
 Edit = Callable[[Lens], AbstractContextManager[Lens]]
 """Makes the model be edited while the block runs, then puts it back bit by bit. It can be entered
 again and again, and on a model that holds other edits."""
 
-Rival = Callable[[Lens, Concept, Windows, int], Edit]
+Baseline = Callable[[Lens, Concept, Windows, int], Edit]
 """A method: given the model as it stands, a card, plain text and a seed, the edit that it makes.
 
 It may read the card's own prompts, contrast and validation, and of the text the windows for
-statistics: what `tars` may read. No rival sees a reported probe or a reported window.
+statistics: what `tars` may read. No baseline sees a reported probe or a reported window.
 """
 
 EXTRAS = {"leace": ("concept_erasure", "LeaceEraser"), "engram": ("engram", "EngramEditor")}
-"""The package of a rival that is an extra by the rival's name, and what tells it from a namesake.
-"""
+"""By the baseline's name the package of one that is an extra, and what no namesake of it has."""
 
 
 def extra(name: str) -> Any:
-    """The package that a rival needs.
+    """The package that a baseline needs.
 
     Raises:
         TarsError: It isn't installed.
@@ -42,8 +40,8 @@ def extra(name: str) -> Any:
         getattr(package, wanted)
     except (ImportError, AttributeError) as error:
         raise TarsError(
-            f"the rival {name!r} needs a package that isn't installed: pip install "
-            f"'tars-lens[{name}]', or name other rivals (--rivals)."
+            f"the baseline {name!r} needs a package that isn't installed: pip install "
+            f"'tars-lens[{name}]', or name other baselines (--baselines)."
         ) from error
     return package
 
@@ -63,28 +61,48 @@ def recorded(
             own, for one.
     """
     with within(lens):
-        before = {name: tensor.clone() for name, tensor in model_state(lens.model)}
+        before = copied(lens)
         try:
             change()
-            new = {
-                name: tensor.clone()
-                for name, tensor in model_state(lens.model)
-                if not torch.equal(tensor, before[name])
-            }
+            new = differing(lens, before)
         finally:
-            _write(lens, before)
+            put(lens, before)
 
     @contextmanager
     def held(base: Lens) -> Iterator[Lens]:
         with within(base):
-            old = {name: t.clone() for name, t in model_state(base.model) if name in new}
+            old = copied(base, new)
             try:
-                _write(base, new)
+                put(base, new)
                 yield base
             finally:
-                _write(base, old)
+                put(base, old)
 
     return held
+
+
+def gentlest(lens: Lens, concept: Concept, edits: Iterable[Edit]) -> Edit:
+    """The first edit that erases the concept on its validation prompts, or what leaves least.
+
+    Args:
+        lens: The model.
+        concept: The card.
+        edits: The gentlest first; a later one is made only where those before it don't do.
+
+    Raises:
+        TarsError: There is none.
+    """
+    best: tuple[float, Edit] | None = None
+    for edit in edits:
+        with edit(lens):
+            remains = left(lens, concept)
+        if best is None or remains < best[0]:
+            best = remains, edit
+        if remains <= ERASED:
+            break
+    if best is None:
+        raise TarsError(f"no setting was given to choose from for {concept.name!r}.")
+    return best[1]
 
 
 def together(edits: Sequence[Edit]) -> Edit:
@@ -101,18 +119,11 @@ def together(edits: Sequence[Edit]) -> Edit:
 
 
 def of_all(
-    rival: Rival, lens: Lens, concepts: Sequence[Concept], windows: Windows, seed: int
+    baseline: Baseline, lens: Lens, concepts: Sequence[Concept], windows: Windows, seed: int
 ) -> Edit:
-    """A rival's edit of several concepts, removed in the order given."""
+    """A baseline's edit of several concepts, removed in the order given."""
     edits: list[Edit] = []
     for concept in concepts:
         with together(edits)(lens):
-            edits.append(rival(lens, concept, windows, seed))
+            edits.append(baseline(lens, concept, windows, seed))
     return together(edits)
-
-
-@torch.no_grad()
-def _write(lens: Lens, values: dict[str, Tensor]) -> None:
-    for name, tensor in model_state(lens.model):
-        if name in values:
-            tensor.copy_(values[name])

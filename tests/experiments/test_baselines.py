@@ -1,7 +1,6 @@
-"""Each rival against the property that defines it, on tiny models, and all of them undone."""
+"""Each baseline against the property that defines it, on tiny models, and all of them undone."""
 
 import importlib.util
-import subprocess
 import sys
 from dataclasses import replace
 from types import ModuleType
@@ -17,24 +16,31 @@ from tars_lens.common.errors import TarsError
 from tars_lens.concept.card import Concept, Probe
 from tars_lens.concept.forms import first_tokens
 from tars_lens.evaluation.suites import Suite
-from tars_lens.experiments.rivals import RIVALS, compare, of_all, recorded, rivals_called, together
-from tars_lens.experiments.rivals.ablation import direction, projected_out
-from tars_lens.experiments.rivals.ascent import npo_loss
-from tars_lens.experiments.rivals.base import EXTRAS
-from tars_lens.experiments.rivals.choosing import forward_prompts, gentlest, left
-from tars_lens.experiments.rivals.demotion import demoted, pulled_back
-from tars_lens.experiments.rivals.facts import Facts, own_facts
-from tars_lens.experiments.rivals.leace import PLAIN_WINDOWS, leace
-from tars_lens.experiments.rivals.needle import needle
-from tars_lens.experiments.rivals.neutral_targets import forward_asked, reverse_asked
-from tars_lens.experiments.rivals.rank_one import edited_at, second_moment, with_value
-from tars_lens.experiments.rivals.reflection import feature, reflected, semi_nmf
-from tars_lens.experiments.rivals.rmu import control, rmu, stream_after
-from tars_lens.experiments.rivals.training import _Reverse, train
-from tars_lens.experiments.rivals.value_vectors import token_scores
+from tars_lens.experiments.baselines.closed_form import (
+    LEACE_WINDOWS,
+    direction,
+    edited_at,
+    forward_asked,
+    leace,
+    projected_out,
+    reverse_asked,
+    second_moment,
+    with_value,
+)
+from tars_lens.experiments.baselines.comparing import compare
+from tars_lens.experiments.baselines.edits import EXTRAS, gentlest, of_all, recorded, together
+from tars_lens.experiments.baselines.facts import (
+    Facts,
+    forward_prompts,
+    left,
+    other_prompts,
+    own_facts,
+)
+from tars_lens.experiments.baselines.registry import BASELINES, baselines_called
+from tars_lens.experiments.baselines.trained import _Reverse, control, npo_loss, rmu, train
 from tars_lens.model.lens import Point
 from tars_lens.model.loading import load
-from tars_lens.model.weights import Rows, written
+from tars_lens.model.parameters import stream_after
 from tars_lens.text.corpus import load_corpus
 from tars_lens.text.windows import cut
 
@@ -82,24 +88,24 @@ def _changed(lens, edit) -> set[str]:
 # --- all of them --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RIVALS)
-def test_a_rival_works_on_the_concept_and_is_undone_bit_by_bit(name, tiny, card, windows):
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_works_on_the_concept_and_is_undone_bit_by_bit(name, tiny, card, windows):
     if name in MISSING:
         pytest.skip("its package is an extra")
     before, p = snapshot(tiny), left(tiny, card)
     wanted = [weight.requires_grad for weight in tiny.model.parameters()]
     logits = tiny.next_logits(tiny.batch([[5, 6, 7]]))
-    edit = RIVALS[name](tiny, card, windows, 0)
+    edit = BASELINES[name](tiny, card, windows, 0)
     assert same(before, snapshot(tiny))
     with edit(tiny) as lens:
-        # a random model has no feature of the concept that could be mirrored, and RMU's steps are
-        # small beside its weights: what RMU does to the stream is tested below
-        aside = name in ("reflection", "rmu") and left(lens, card) != p
+        # RMU's steps are small beside a random model's weights: what it does to the stream is
+        # tested below
+        aside = name == "rmu" and left(lens, card) != p
         assert left(lens, card) < p or aside
     for _ in range(2):  # an edit can be held again, and says the same
         with edit(tiny):
             held = tiny.next_logits(tiny.batch([[5, 6, 7]]))
-    again = RIVALS[name](tiny, card, windows, 0)
+    again = BASELINES[name](tiny, card, windows, 0)
     with again(tiny):
         assert torch.equal(held, tiny.next_logits(tiny.batch([[5, 6, 7]])))
     assert same(before, snapshot(tiny))
@@ -124,13 +130,13 @@ def test_edits_of_several_concepts_are_held_in_order_and_let_go_in_reverse(tiny,
     cards = [Concept.load(world().card), Concept.load(world().other)]
     seen = []
 
-    def rival(lens, concept, _windows, _seed):
+    def baseline(lens, concept, _windows, _seed):
         seen.append((concept.name, float(lens.vectors(0, "out")[0, 0])))
         return recorded(lens, lambda: lens.vectors(0, "out")[0].add_(1))
 
     start = float(tiny.vectors(0, "out")[0, 0])
     before = snapshot(tiny)
-    edit = of_all(rival, tiny, cards, windows, 0)
+    edit = of_all(baseline, tiny, cards, windows, 0)
     assert [value for _, value in seen] == pytest.approx([start, start + 1])
     with edit(tiny):
         assert float(tiny.vectors(0, "out")[0, 0]) == pytest.approx(start + 2)
@@ -160,55 +166,40 @@ def _shaken(lens, card, strength):
     lens.unembedding[:, tokens] -= strength * (stream * lens.final_gain)[:, None]
 
 
-def test_rivals_are_called_by_name():
-    assert list(rivals_called(["rmu", "npo", "rmu"])) == ["rmu", "npo"]
-    with pytest.raises(TarsError, match="unknown rival 'rum'. Did you mean 'rmu'"):
-        rivals_called(["rum"])
+def test_baselines_are_called_by_name():
+    assert list(baselines_called(["rmu", "npo", "rmu"])) == ["rmu", "npo"]
+    with pytest.raises(TarsError, match="unknown baseline 'rum'. Did you mean 'rmu'"):
+        baselines_called(["rum"])
 
 
 @pytest.mark.parametrize("name", EXTRAS)
 @pytest.mark.parametrize("there", [None, ModuleType("a namesake")])
-def test_a_rival_whose_package_is_missing_is_left_out_or_refused(name, there, monkeypatch, caplog):
+def test_a_baseline_whose_package_is_missing_is_left_out_or_refused(
+    name, there, monkeypatch, caplog
+):
     monkeypatch.setitem(sys.modules, EXTRAS[name][0], there)
-    assert name not in rivals_called(None)
+    assert name not in baselines_called(None)
     assert f"pip install 'tars-lens[{name}]'" in caplog.text
-    said = mistake("compare", "saturn", "--rivals", f"rmu, {name}")
-    assert f"the rival '{name}' needs a package" in said
+    said = mistake("compare", "saturn", "--baselines", f"rmu, {name}")
+    assert f"the baseline '{name}' needs a package" in said
     assert f"pip install 'tars-lens[{name}]'" in said
 
 
-def test_a_rival_sees_no_reported_probe(tiny, card, windows):
+def test_a_baseline_sees_no_reported_probe(tiny, card, windows):
     blind = replace(card, probes=replace(card.probes, forward=(), reverse=(), neighbour=()))
-    for name in ("ablation", "needle", "demotion", "reflection", *({"engram"} - MISSING)):
+    for name in ("ablation", "rank_one", *({"engram"} - MISSING)):
         held = []
         for of in (card, blind):
-            with RIVALS[name](tiny, of, windows, 0)(tiny):
+            with BASELINES[name](tiny, of, windows, 0)(tiny):
                 held.append(snapshot(tiny))
         assert same(*held), name
-
-
-def test_the_cost_of_a_block_is_measured():
-    # in a process of its own: here memory of earlier tests may be freed meanwhile
-    code = """
-import torch
-from tars_lens.experiments.rivals.cost import measured
-with measured() as cost:
-    kept = torch.ones(30_000_000)
-    kept += 1
-print(cost.seconds, cost.more_rss_bytes, cost.peak_rss_bytes)
-"""
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, more, peak = map(float, said.stdout.split())
-    assert seconds > 0
-    assert more > 100_000_000
-    assert peak > more
 
 
 def test_the_full_battery_holds_and_lets_go_every_kind_of_edit(tiny, card):
     names = ["ablation", "rmu", *({"leace"} - MISSING)]  # weights, training, hooks
     before = snapshot(tiny)
     found = compare(
-        *(tiny, [card], rivals_called(names)), suite=SMALL, corpus=load_corpus(world().corpus)
+        *(tiny, [card], baselines_called(names)), suite=SMALL, corpus=load_corpus(world().corpus)
     )
     assert same(before, snapshot(tiny))
     assert not any(module._forward_pre_hooks for module in tiny.model.blocks)
@@ -258,14 +249,12 @@ def test_the_direction_is_the_difference_in_means(tiny, card):
 @needs_leace
 @pytest.mark.parametrize("earlier", [False, True])
 def test_after_leace_the_classes_have_one_mean_at_every_erased_layer(tiny, card, windows, earlier):
-    from tars_lens.experiments.rivals.choosing import other_prompts
-
     swapped = replace(card, prompt=card.contrast[0].prompt, prompts=(), contrast=())
     held = [leace(tiny, swapped, windows, 0)] if earlier else []
 
     own = [*forward_prompts(card), *(p.prompt for p in card.validation.reverse)]
     batch = tiny.prompts([*own, *other_prompts(card)])
-    plain = windows.statistics[:PLAIN_WINDOWS]
+    plain = windows.statistics[:LEACE_WINDOWS]
 
     def apart(lens, layer):
         """The distance of the class means as the layer reads them."""
@@ -338,86 +327,6 @@ def test_one_matrix_is_changed_by_one_rank_a_direction_towards_its_neutral_targe
     assert second_moment(tiny, windows, layer).shape == (tiny.d_mlp, tiny.d_mlp)
 
 
-# --- Needle -------------------------------------------------------------------------------------
-
-
-def test_needle_changes_the_one_vector_that_says_the_concept_most(tiny, card, windows):
-    towards = first_tokens(tiny, card)[0]
-    row = torch.zeros(1, tiny.d_model)
-    row[0] = tiny.unembedding[:, towards] - tiny.unembedding.mean(dim=1)
-    with written(tiny, {(2, "out"): Rows(torch.tensor([7]), row / tiny.final_gain)}):
-        scores = token_scores(tiny, card)
-        assert divmod(int(scores.argmax()), tiny.d_mlp) == (2, 7)
-        before = [tiny.vectors(layer, "out").clone() for layer in range(tiny.n_layers)]
-        with needle(tiny, card, windows, 0)(tiny):
-            places = [
-                (layer, neuron)
-                for layer in range(tiny.n_layers)
-                for neuron in (tiny.vectors(layer, "out") != before[layer])
-                .any(dim=1)
-                .nonzero()[:, 0]
-                .tolist()
-            ]
-    assert places == [(2, 7)]
-
-
-def test_token_scores_are_standard_scores_of_the_logits(tiny, card):
-    rows = tiny.vectors(1, "out") * tiny.final_gain
-    logits = rows @ tiny.unembedding
-    scores = (logits - logits.mean(dim=1, keepdim=True)) / logits.std(dim=1, correction=0)[:, None]
-    own = scores[:, first_tokens(tiny, card)].mean(dim=1)
-    assert torch.allclose(token_scores(tiny, card)[1], own, rtol=1e-3, atol=1e-3)
-
-
-# --- reflection ---------------------------------------------------------------------------------
-
-
-def test_semi_nmf_keeps_parts_positive_and_finds_what_was_mixed():
-    generator = torch.Generator().manual_seed(0)
-    parts = torch.rand(40, 3, generator=generator)
-    features = torch.randn(3, 20, generator=generator)
-    values = parts @ features
-    found, shares = semi_nmf(values, 3, 0)
-    assert float(shares.min()) >= 0
-    error = (values - shares @ found).norm() / values.norm()
-    assert float(error) < 0.05
-    one = semi_nmf(values, 1, 0)
-    assert (values - one[1] @ one[0]).norm() / values.norm() > 0.3  # three can't be told by one
-
-
-def test_reflection_mirrors_what_a_vector_writes_along_the_feature(tiny, card):
-    towards = feature(tiny, card, 1, 0)
-    rows = tiny.vectors(1, "out")
-    mirrored, projected = reflected(rows, towards, 2.0), reflected(rows, towards, 1.0)
-    assert torch.allclose(mirrored @ towards, -(rows @ towards), atol=1e-5)
-    assert torch.allclose(mirrored.norm(dim=1), rows.norm(dim=1), rtol=1e-5)
-    assert float((projected @ towards).abs().max()) < 1e-5
-    across = rows - torch.outer(rows @ towards, towards)
-    assert torch.allclose(projected, across, atol=1e-5)
-
-
-# --- REVS ---------------------------------------------------------------------------------------
-
-
-def test_demotion_sends_tokens_below_the_middle_and_leaves_the_others_most(tiny):
-    generator = torch.Generator().manual_seed(0)
-    row = torch.randn(tiny.d_model, generator=generator)
-    logits = row @ tiny.unembedding
-    tokens = logits.topk(2).indices.tolist()
-    back = pulled_back(tiny, tokens)
-    new = demoted(tiny, row, tokens, back)
-    after = new @ tiny.unembedding
-    assert (after[tokens] <= after.median()).all()
-    assert torch.equal(demoted(tiny, new, tokens, back), new)  # low already: nothing to do
-    # of all changes that lower a logit as much, that by the pseudo-inverse moves the others least
-    once = demoted(tiny, row, tokens[:1], back[:1])
-    drop = (row - once) @ tiny.unembedding[:, tokens[0]]
-    plain = tiny.unembedding[:, tokens[0]]
-    other = row - drop / (plain @ plain) * plain
-    moved = [((w - row) @ tiny.unembedding).square().sum() for w in (once, other)]
-    assert moved[0] < moved[1]
-
-
 # --- fine-tuning --------------------------------------------------------------------------------
 
 
@@ -456,7 +365,7 @@ def test_training_goes_on_until_both_directions_are_gone(tiny, card, monkeypatch
 
     assert trained(no_floor) == trained(forward_alone) == 7
     monkeypatch.setattr(
-        "tars_lens.experiments.rivals.training.left", lambda *_: 0.0
+        "tars_lens.experiments.baselines.trained.left", lambda *_: 0.0
     )  # forward it is gone
     assert trained(no_floor) == 7
     assert trained(forward_alone) == 0
@@ -464,7 +373,7 @@ def test_training_goes_on_until_both_directions_are_gone(tiny, card, monkeypatch
 
 @pytest.mark.parametrize("name", ["gradient_ascent", "npo"])
 def test_fine_tuning_touches_every_layer(name, tiny, card, windows):
-    changed = _changed(tiny, RIVALS[name](tiny, card, windows, 0))
+    changed = _changed(tiny, BASELINES[name](tiny, card, windows, 0))
     layers = {
         part for part in ("layers.0", "layers.1", "layers.2") if any(part in n for n in changed)
     }
@@ -474,7 +383,7 @@ def test_fine_tuning_touches_every_layer(name, tiny, card, windows):
 def test_a_fact_that_went_below_chance_does_not_hide_one_that_stayed(tiny, card, monkeypatch):
     said = iter([[0.5, 0.5, 0.5], [0.0, 0.2, 0.4], [0.45, 0.0, 0.5]])  # base, floor, edited
     monkeypatch.setattr(
-        "tars_lens.experiments.rivals.training.first_token_probability",
+        "tars_lens.experiments.baselines.trained.first_token_probability",
         lambda *_: torch.tensor(next(said)),
     )
     reverse = _Reverse(tiny, replace(card, substitute="w1"))

@@ -1,8 +1,11 @@
-"""What a sweep is made of: a spec (TOML) and the jobs that it stands for."""
+"""What a sweep is made of: a spec (TOML), the jobs that it stands for, and how one is run."""
 
 import hashlib
 import json
+import logging
+import tempfile
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +16,10 @@ from tars_lens.common.text import read_toml
 from tars_lens.concept.card import Concept
 from tars_lens.method.settings import MethodName, Settings, setting_value
 from tars_lens.model.catalogue import BUILT_IN
+
+logger = logging.getLogger(__name__)
+
+JOB_FILE = "job.json"
 
 _LISTS = {"concepts": True, "models": True, "seeds": False, "methods": False}  # required or not
 _SINGLE = {"corpus": str, "kl_tokens": int, "dtype": str, "device": str, "settings": dict}
@@ -50,9 +57,8 @@ class Job:
     def key(self) -> str:
         """Its folder's name: what it is, and a hash of everything that its result depends on."""
         digest = hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
-        named = "+".join(self.keys)
-        model = Path(self.model).name
-        plain = "".join(c if c.isalnum() or c in "+-._" else "_" for c in f"{named}-{model}")
+        named = f"{'+'.join(self.keys)}-{Path(self.model).name}"
+        plain = "".join(c if c.isalnum() or c in "+-._" else "_" for c in named)
         return f"{plain[:80]}-{self.method}-{self.seed}-{digest}"
 
     @property
@@ -77,13 +83,44 @@ class Job:
         """One line, the same for the same job."""
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
 
-    @classmethod
-    def from_json(cls, text: str) -> "Job":
-        """What `to_json` wrote."""
-        values: dict[str, Any] = json.loads(text)
-        for key in ("concepts", "keys"):
-            values[key] = tuple(values[key])
-        return cls(**values)
+
+def run_job(job: Job) -> tuple[dict[str, bytes], str]:
+    """Removes a job's concepts.
+
+    Returns:
+        The files of the result by name (what `Erasure.save` writes, and the job itself), or none
+        and what went wrong: one job's failure is not the sweep's.
+    """
+    from tars_lens.evaluation.erasure import erase
+
+    try:
+        lens = _lens(job.model, job.dtype, job.device)
+        text, settings = _corpus(job.corpus), job.method_settings()
+        erasure = erase(lens, job.cards, settings=settings, corpus=text, kl_tokens=job.kl_tokens)
+        with tempfile.TemporaryDirectory(prefix="tars_lens_job_") as name:
+            erasure.save(name)
+            files = {file.name: file.read_bytes() for file in sorted(Path(name).iterdir())}
+    except TarsError as error:
+        return {}, str(error)
+    except Exception as error:  # whatever it was, the other jobs are to go on
+        logger.exception("%s failed", job.key)
+        return {}, f"{type(error).__name__}: {error}"
+    return {**files, JOB_FILE: job.to_json().encode()}, ""
+
+
+@lru_cache(maxsize=1)
+def _lens(model: str, dtype: str, device: str) -> Any:
+    """A model, which stays loaded for the worker's next job."""
+    from tars_lens.model.loading import load
+
+    return load(model, dtype=dtype, device=device, progress=False)
+
+
+@lru_cache(maxsize=1)
+def _corpus(source: str | None) -> Any:
+    from tars_lens.text.corpus import load_corpus
+
+    return load_corpus(source, progress=False)
 
 
 def read_spec(path: Path | str) -> list[Job]:

@@ -1,5 +1,6 @@
-"""`tars` and `paper` beside their rivals and the blocked token: one harness, one table."""
+"""`tars` and `paper` beside the baselines and the blocked token: one harness, one table."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -7,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from tars_lens.common.cache import Advance, silent
 from tars_lens.common.files import write_json, write_text
@@ -16,16 +21,16 @@ from tars_lens.evaluation.base import Base
 from tars_lens.evaluation.battery import fingerprint
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.controls import blocked
-from tars_lens.evaluation.erasure import erase
+from tars_lens.evaluation.erasure import erase, peak_rss_bytes
 from tars_lens.evaluation.markdown import markdown
 from tars_lens.evaluation.measure import Result
 from tars_lens.evaluation.registry import measures_of
 from tars_lens.evaluation.storing import Store, rounded, write_table
 from tars_lens.evaluation.subject import BLOCKED, Subject, patched, untouched
 from tars_lens.evaluation.suites import QUICK, Suite
+from tars_lens.evaluation.summary import figure_text
 from tars_lens.evaluation.verdict import PARTS, verdict
-from tars_lens.experiments.rivals.base import Rival, of_all
-from tars_lens.experiments.rivals.cost import measured
+from tars_lens.experiments.baselines.edits import Baseline, of_all
 from tars_lens.method.describing import describe_model
 from tars_lens.method.settings import MethodName, Settings
 from tars_lens.model.lens import Lens
@@ -34,6 +39,9 @@ from tars_lens.text.corpus import Corpus, load_corpus
 
 SCHEMA = 1
 OURS: tuple[MethodName, ...] = ("tars", "paper")
+
+_HEADLINES = ("forward", "reverse", "alias", "neighbour", "wikipedia", "logit_lens", "relearning")
+_TIED = 0.001
 
 Make = Callable[[], Subject]
 
@@ -45,7 +53,8 @@ class Comparison:
     Attributes:
         report: `comparison.json`: all figures and verdicts by method, no times.
         results: By method, then by measure.
-        cost: One row a method made in this run: method, seconds, peak_rss_bytes, more_rss_bytes.
+        cost: One row a method made in this run: method, seconds, and peak_rss_bytes, the most
+            memory that the process had held by then.
     """
 
     report: dict[str, Any]
@@ -100,7 +109,7 @@ class Comparison:
 def compare(
     lens: Lens,
     concepts: Sequence[Concept],
-    rivals: Mapping[str, Rival],
+    baselines: Mapping[str, Baseline],
     *,
     suite: Suite = QUICK,
     seed: int = 0,
@@ -117,7 +126,7 @@ def compare(
     Args:
         lens: The base model.
         concepts: The cards, in the order of removal.
-        rivals: By name, as `rivals_called` gives them.
+        baselines: By name, as `baselines_called` gives them.
         suite: `QUICK` or `FULL`.
         seed: Of the methods, of fine-tuning and of intervals.
         corpus: Plain text; the built-in sample of Wikipedia by default.
@@ -132,27 +141,19 @@ def compare(
     say("asking the base model", 0, 1)
     base = Base(lens, concepts, text, suite, seed)
     store = Store(keep, fingerprint(base) if keep else "", resume=resume)
-    makers = _makers(base, rivals)
+    makers = _makers(base, baselines)
     results: dict[str, dict[str, Result]] = {}
-    costs = []
+    cost: list[dict[str, Any]] = []
     for done, (name, make) in enumerate(makers.items()):
         say(f"{name}: removing", done, len(makers))
-
-        def step(what: str, at: int = done) -> None:
-            say(what, at, len(makers))
-
-        results[name], cost = _found(base, store, name, make, step)
-        costs += cost
+        results[name], made = _found(base, store, name, make, say, (done, len(makers)))
+        cost += made
     say("compared", len(makers), len(makers))
-    columns = ["method", "seconds", "peak_rss_bytes", "more_rss_bytes"]
-    return Comparison(_report(base, results), results, pd.DataFrame(costs, columns=columns))
+    columns = ["method", "seconds", "peak_rss_bytes"]
+    return Comparison(_report(base, results), results, pd.DataFrame(cost, columns=columns))
 
 
-def _tell(say: Advance, done: int, total: int, what: str) -> None:
-    say(what, done, total)
-
-
-def _makers(base: Base, rivals: Mapping[str, Rival]) -> dict[str, Make]:
+def _makers(base: Base, baselines: Mapping[str, Baseline]) -> dict[str, Make]:
     """How each method's subject is made, none of them yet."""
     lens, concepts = base.lens, base.concepts
 
@@ -161,39 +162,37 @@ def _makers(base: Base, rivals: Mapping[str, Rival]) -> dict[str, Make]:
         found = erase(lens, concepts, settings=settings, corpus=base.corpus, kl_tokens=0)
         return patched(lens, found.patches)
 
-    def theirs(rival: Rival) -> Subject:
-        return Subject("", of_all(rival, lens, concepts, base.windows, base.seed))
+    def theirs(baseline: Baseline) -> Subject:
+        return Subject("", of_all(baseline, lens, concepts, base.windows, base.seed))
 
     return {
         **{name: partial(ours, name) for name in OURS},
-        **{name: partial(theirs, rival) for name, rival in rivals.items()},
+        **{name: partial(theirs, baseline) for name, baseline in baselines.items()},
         BLOCKED: lambda: blocked(lens, concepts),
         "untouched": untouched,
     }
 
 
 def _found(
-    base: Base, store: Store, name: str, make: Make, say: Callable[[str], None]
+    base: Base, store: Store, name: str, make: Make, say: Advance, at: tuple[int, int]
 ) -> tuple[dict[str, Result], list[dict[str, Any]]]:
     """Every measure of one method, and what it cost to make where it had to be made."""
     plan = measures_of(base.suite, Subject(name, untouched().held))
     digest = f"method {name}"
-    found = {m.name: store.load(name, digest, m.name) for m in plan}
-    cost: list[dict[str, Any]] = []
-    context: Context | None = None
-    for measure in plan:
-        if found[measure.name] is not None:
-            continue
-        if context is None:
-            with measured() as took:
-                subject = make()
-            context = Context(base, replace(subject, name=name, control=False))
-            cost = [{"method": name, **asdict(took)}]
-        say(f"{name}: {measure.name}")
-        result = measure.run(context)
-        store.keep(name, digest, result)
-        found[measure.name] = result
-    return {key: value for key, value in found.items() if value is not None}, cost
+    kept = {m.name: store.load(name, digest, m.name) for m in plan}
+    found = {measure: result for measure, result in kept.items() if result is not None}
+    missing = [measure for measure in plan if measure.name not in found]
+    if not missing:
+        return found, []
+    started = time.perf_counter()
+    context = Context(base, replace(make(), name=name, control=False))
+    seconds = time.perf_counter() - started
+    cost = {"method": name, "seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}
+    for measure in missing:
+        say(f"{name}: {measure.name}", *at)
+        found[measure.name] = measure.run(context)
+        store.keep(name, digest, found[measure.name])
+    return {measure.name: found[measure.name] for measure in plan}, [cost]
 
 
 def _report(base: Base, results: dict[str, dict[str, Result]]) -> dict[str, Any]:
@@ -221,6 +220,44 @@ def _report(base: Base, results: dict[str, dict[str, Result]]) -> dict[str, Any]
 
 
 def _outcome(ours: float | None, theirs: float | None, *, low: bool) -> str:
-    if ours is None or theirs is None or abs(ours - theirs) <= 0.001:
+    if ours is None or theirs is None or abs(ours - theirs) <= _TIED:
         return "tied"
     return "won" if (ours < theirs) == low else "lost"
+
+
+def print_summary(found: Comparison, console: Console) -> None:
+    """The verdict on each method with its headlines, and where `tars` wins and loses."""
+    report = found.report
+    heading = Text.assemble(
+        (", ".join(report["concepts"]), "bold"),
+        f" in {report['model']['name']}: suite {report['suite']['name']}, seed {report['seed']}",
+    )
+    for line in (Text(), heading, Text(), _table(found), *map(Text, _duel_lines(found))):
+        console.print(line, soft_wrap=not console.is_terminal)
+
+
+def _duel_lines(found: Comparison) -> list[str]:
+    lines = []
+    for other, rows in found.duels().groupby("other", sort=False):
+        if other != "untouched":
+            won, lost = (
+                ", ".join(rows.loc[rows["outcome"] == outcome, "measure"]) or "none"
+                for outcome in ("won", "lost")
+            )
+            lines.append(f"{OURS[0]} against {other}: better on {won}; worse on {lost}.")
+    return lines
+
+
+def _table(found: Comparison) -> Table:
+    taken = found.report["measures"]
+    measures = [name for name in _HEADLINES if name in taken]
+    signs = {name: "+" if taken[name]["better"] == "high" else "-" for name in measures}
+    columns = {**dict.fromkeys(("score", *PARTS), "+"), **signs}
+    table = Table(title="Every method by the same measures; + and - say which way is good")
+    table.add_column("method")
+    for name, sign in columns.items():
+        table.add_column(f"{name} ({sign})", justify="right")
+    for row in found.to_frame().to_dict("records"):
+        cells = (figure_text(None if pd.isna(row[name]) else row[name]) for name in columns)
+        table.add_row(escape(str(row["method"])), *cells)
+    return table

@@ -1,0 +1,1 @@
+"""Other methods of removing a concept, each from its paper's definition, and their comparison."""
