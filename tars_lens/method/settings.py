@@ -46,7 +46,8 @@ class Settings:
         readable: A neuron before the last layer is left out where the lens reads the concept with
             less than this probability at each of the card's prompts.
         said_threshold: Probability below which the last layer's neuron is silent.
-        read_threshold: The same of the neurons before it.
+        read_threshold: The same of the neurons before it; a neuron's own is higher where one of the
+            card's near prompts reads more.
         said_reversal: How many times what the concept's log-probability exceeds the threshold by
             the last layer's neuron takes off its logit.
         read_reversal: The same of the neurons before it.

@@ -208,6 +208,9 @@ def suppression_neuron(
     logit by `reversal * (log p - threshold)`. With `reversal` above 1 it is a clamp: however
     likely a prompt makes the concept, it ends below the threshold.
 
+    Before the last layer it is silent at the card's near prompts too, where what it hears is on the
+    way to another answer.
+
     Args:
         lens: The base model.
         site: Where it sits.
@@ -220,8 +223,10 @@ def suppression_neuron(
     """
     last = site.layer == lens.n_layers - 1
     reader = fit_reader(lens, site, direction, plain, prompts, settings)
-    threshold = math.log(settings.said_threshold if last else settings.read_threshold)
     own = float(reader.log_p(prompts[0].inputs[site.layer]).mean())
+    threshold = math.log(settings.said_threshold)
+    if not last:
+        threshold = max(math.log(settings.read_threshold), _near_most(reader, site, prompts, own))
     span = max(own - threshold, 1.0)
     row = past_post_norm(lens, site.layer, target)
     wanted = (settings.said_reversal if last else settings.read_reversal) * span
@@ -244,6 +249,12 @@ def suppression_neuron(
             "reversal": lowered / span,
         },
     )
+
+
+def _near_most(reader: Reader, site: Site, prompts: Sequence[Shown], own: float) -> float:
+    """The most that is read at a near prompt, and less than at own ones by a nat at least."""
+    read = [reader.log_p(near.inputs[site.layer]) for near in prompts[1:2]]
+    return min(own - 1, max((float(r.max()) for r in read if len(r)), default=-math.inf))
 
 
 def heard(
