@@ -85,7 +85,7 @@ class Settings:
     seed: int = 0
     edits: int | None = None
     neurons: int = 4
-    depths: tuple[float, ...] = (0.9,)
+    depths: tuple[float, ...] = (0.67, 0.83)
     readable: float = 0.01
     said_threshold: float = 0.0005
     read_threshold: float = 0.001
