@@ -68,7 +68,7 @@ def partial_neuron(
     reader = fit_reader(lens, site, direction, plain, prompts, settings)
     threshold = math.log(settings.said_threshold)
     y = prompts[0].inputs[layer]
-    span = max(float(reader.log_p(y).mean()) - threshold, 1.0)
+    span = max(float(reader.log_p(y).mean()) - threshold, settings.least_span)
     wanted = settings.said_reversal * span
     kept, out = _kept(lens, layer, y), lens.vectors(layer, "out").float()
     open_hosts = _open(lens, plain, layer, taken, settings.idle_share)

@@ -19,7 +19,7 @@ _POSITIVE = (
     *("lens_ridge", "reader_ridge", "name_ridge", "write_ridge", "prompt_weight"),
     *("likely_weight", "said_reversal", "read_reversal", "largest_write"),
     *("bounded_strength", "gain", "name_reversal", "name_bounded_strength", "goal", "samples"),
-    *("constant_ridge", "post_norm_ridge", "least_gain"),
+    *("constant_ridge", "post_norm_ridge", "least_gain", "least_span"),
 )
 
 _NOT_NEGATIVE = (
@@ -54,7 +54,10 @@ class Settings:
         readable: A neuron before the last layer is left out where the lens reads the concept with
             less than this probability at each of the card's prompts.
         said_threshold: Probability below which the last layer's neuron is silent.
-        read_threshold: The same of the neurons before it.
+        read_threshold: The same of the neurons before it; a neuron's own is higher where one of the
+            card's near prompts reads more.
+        least_span: By so many nats at least what a neuron hears at the card's prompts is taken to
+            exceed its threshold.
         said_reversal: How many times what the concept's log-probability exceeds the threshold by
             the last layer's neuron takes off its logit.
         read_reversal: The same of the neurons before it.
@@ -106,11 +109,12 @@ class Settings:
     seed: int = 0
     edits: int | None = None
     neurons: int = 4
-    depths: tuple[float, ...] = (0.9,)
+    depths: tuple[float, ...] = (0.67, 0.83)
     led_p: float = 0.05
     readable: float = 0.01
     said_threshold: float = 0.0005
     read_threshold: float = 0.001
+    least_span: float = 1.0
     said_reversal: float = 2.5
     read_reversal: float = 1.5
     largest_write: float = 0.5

@@ -13,7 +13,7 @@ CARDS = builtin_concepts()
 KINDS = ("forward", "reverse", "neighbour", "multilingual")
 ENGLISH = KINDS[:3]  # a multilingual probe may well be a translation: only English is targeted
 LEAST = {
-    "validation": {"forward": 4, "reverse": 3, "neighbour": 4},
+    "validation": {"forward": 4, "reverse": 3, "neighbour": 9, "multilingual": 6},
     "probes": {"forward": 6, "reverse": 5, "neighbour": 6, "multilingual": 5},
 }
 
@@ -101,6 +101,12 @@ def test_reported_neighbours_are_marked_at_three_distances(key):
     marked = [probe.distance for probe in Concept.load(key).probes.neighbour]
     assert {"sibling", "field", "unrelated"} <= set(marked) <= {"", *DISTANCES}
     assert marked.count("") <= 2  # what could be either stays unmarked
+
+
+@cards
+def test_settings_are_chosen_on_siblings_of_the_concept_too(key):
+    marked = [probe.distance for probe in Concept.load(key).validation.neighbour]
+    assert marked.count("sibling") >= 5
 
 
 @cards
