@@ -5,25 +5,26 @@ from typing import Annotated
 
 import typer
 
-from tars_lens.cli.options import path_option
+from tars_lens.cli.options import (
+    DEFAULT_MODEL,
+    Corpus,
+    Model,
+    Quiet,
+    path_option,
+    progress,
+    tell,
+)
 
 
 def card(
     name: Annotated[str, typer.Argument(help="The concept's name, as a text would spell it.")],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="A built-in name, a hub id or a folder.")
-    ] = "smollm2-135m",
-    corpus: Annotated[
-        str | None,
-        typer.Option(help="Where it is mentioned; see erase. Default: a sample of Wikipedia."),
-    ] = None,
+    model: Model = DEFAULT_MODEL,
+    corpus: Corpus = None,
     out: Annotated[Path | None, path_option("The card's file (.toml). Default: print it.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Make a concept card from nothing but a name, to be read and mended before it is used."""
-    from tars_lens.common.progress import progress
-
-    with progress(quiet=quiet) as advance:
+    with progress(quiet) as advance:
         advance(f"loading {model}", 0, 1)
         from tars_lens.common.files import write_text
         from tars_lens.concept.card_making import make_card
@@ -37,7 +38,4 @@ def card(
         typer.echo(text, nl=False)
         return
     write_text(out, text)
-    if not quiet:
-        for note in draft.notes:
-            typer.echo(note)
-        typer.echo(f"Written: {out}")
+    tell([*draft.notes, f"Written: {out}"], quiet=quiet)

@@ -3,31 +3,23 @@
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from tars_lens.cli.options import path_argument
-from tars_lens.method.settings import LAST_SEED
+from tars_lens.cli.options import DEFAULT_MODEL, Force, Model, Patches, Quiet, Seed, progress
 
 
 def chat(
-    files: Annotated[list[Path], path_argument("Patch files (.safetensors), in order.")],
-    model: Annotated[
-        str,
-        typer.Option("--model", "-m", help="The base: a built-in name, a hub id or a folder."),
-    ] = "smollm2-135m",
+    files: Patches,
+    model: Model = DEFAULT_MODEL,
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="Answer this and end; may be repeated. Default: prompts are typed."),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 60,
     temperature: Annotated[float, typer.Option(min=0, help="0 for the likeliest tokens.")] = 0.0,
-    seed: Annotated[
-        int,
-        typer.Option(min=0, max=LAST_SEED, help="Seed of the draws, the same for both answers."),
-    ] = 0,
+    seed: Seed = 0,
     top: Annotated[
         int | None,
         typer.Option(min=1, help="Show so many of the likeliest first tokens of each answer."),
@@ -35,44 +27,41 @@ def chat(
     template: Annotated[
         bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Take patches of another base.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no greeting.")] = False,
+    force: Force = False,
+    quiet: Quiet = False,
 ) -> None:
     """Type a prompt, and see what the base and the edited model make of it, side by side."""
     from rich.console import Console
 
-    from tars_lens.common.progress import progress
+    said = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    talk = _talk(files, model, quiet, template=template, force=force, **said)
+    from tars_lens.cli.chat_view import converse
+
+    console = Console(highlight=False)
+    if prompt:
+        converse(talk, console, prompt, top=top or 0)
+    elif sys.stdin.isatty():
+        if console.is_terminal and not quiet:
+            on = ", ".join(patch.label for patch in talk.patches)
+            greeting = f"{talk.lens.name}, edited by {on}. /help tells what there is."
+            console.print(greeting, markup=False)
+        converse(talk, console, _typed(), top=top or 0, typed=True)
+    else:
+        converse(talk, console, sys.stdin, top=top or 0)
+
+
+def _talk(files: Patches, model: str, quiet: bool, **options: Any) -> Any:
     from tars_lens.patch.patch import Patch
 
     patches = [Patch.load(file) for file in files]
-    with progress(quiet=quiet) as advance:
+    with progress(quiet) as advance:
         advance(f"loading {model}", 0, 1)
         from tars_lens.attribution.chat import Chat
-        from tars_lens.cli.chat_view import converse
         from tars_lens.model.loading import load
 
-        lens = load(model, advance=advance)
-        talk = Chat(
-            lens,
-            patches,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            template=template,
-            force=force,
-        )
+        talk = Chat(load(model, advance=advance), patches, **options)
         advance(f"loading {model}", 1, 1)
-    console = Console(highlight=False)
-    shown = top or 0
-    if prompt:
-        converse(talk, console, prompt, top=shown)
-    elif sys.stdin.isatty():
-        if console.is_terminal and not quiet:
-            on = ", ".join(patch.label for patch in patches)
-            console.print(f"{lens.name}, edited by {on}. /help tells what there is.", markup=False)
-        converse(talk, console, _typed(), top=shown, typed=True)
-    else:
-        converse(talk, console, sys.stdin, top=shown)
+    return talk
 
 
 def _typed() -> Iterator[str]:

@@ -5,10 +5,24 @@ from typing import Annotated, Any
 
 import typer
 
-from tars_lens.cli.evaluate import PARTS, resumable
-from tars_lens.cli.options import console, path_option
+from tars_lens.cli.options import (
+    DEFAULT_MODEL,
+    PARTS,
+    Corpus,
+    Dtype,
+    Model,
+    Quiet,
+    Resume,
+    Seed,
+    SuiteName,
+    console,
+    path_option,
+    progress,
+    resumable,
+    tell,
+    tell_written,
+)
 from tars_lens.concept.naming import HELP as CONCEPTS
-from tars_lens.method.settings import LAST_SEED
 
 BASELINES = "ablation, leace, rank_one, engram, gradient_ascent, npo, rmu"
 """The registered names, written out as the registry imports torch."""
@@ -16,33 +30,21 @@ BASELINES = "ablation, leace, rank_one, engram, gradient_ascent, npo, rmu"
 
 def compare(
     concepts: Annotated[list[str], typer.Argument(help=CONCEPTS)],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="A built-in name, a hub id or a folder.")
-    ] = "smollm2-135m",
+    model: Model = DEFAULT_MODEL,
     baselines: Annotated[
         str | None,
         typer.Option(help=f"Comma-separated: {BASELINES}; default: all that can run here."),
     ] = None,
     out: Annotated[Path, path_option("Where tables and figure go.")] = Path("runs/compare"),
-    suite: Annotated[str, typer.Option(help="quick or full.")] = "quick",
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0, max=LAST_SEED, help="Seed of the methods, of fine-tuning and of intervals."
-        ),
-    ] = 0,
-    corpus: Annotated[
-        str | None, typer.Option(help="Plain text; see erase. Default: a sample of Wikipedia.")
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")
-    ] = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
+    suite: SuiteName = "quick",
+    seed: Seed = 0,
+    corpus: Corpus = None,
+    dtype: Dtype = "auto",
+    resume: Resume = False,
+    quiet: Quiet = False,
 ) -> None:
     """Remove concepts by every method in turn, and hold all to the same evaluation."""
     from tars_lens.common.files import results_folder
-    from tars_lens.common.progress import progress
     from tars_lens.concept.naming import card_or_name, with_cards
     from tars_lens.evaluation.suites import suite_called
     from tars_lens.experiments.baselines.comparing import compare as run
@@ -54,7 +56,7 @@ def compare(
     chosen = baselines_called(None if baselines is None else names)
     asked = [card_or_name(concept) for concept in concepts]
     with resumable(out), results_folder(out):
-        with progress(quiet=quiet) as advance:
+        with progress(quiet) as advance:
             advance(f"loading {model}", 0, 1)
             from tars_lens.model.loading import load
             from tars_lens.text.corpus import load_corpus
@@ -62,23 +64,13 @@ def compare(
             lens = load(model, dtype=dtype, advance=advance)
             text = load_corpus(corpus, advance=advance)
             named = with_cards(lens, asked, text, out, advance=advance)
-            found = run(
-                lens,
-                named.cards,
-                chosen,
-                suite=sizes,
-                seed=seed,
-                corpus=text,
-                keep=out / PARTS,
-                resume=resume,
-                advance=advance,
-            )
+            kept = {"keep": out / PARTS, "resume": resume, "advance": advance}
+            found = run(lens, named.cards, chosen, suite=sizes, seed=seed, corpus=text, **kept)
         written = [*found.save(out), *_drawn(found, out)]
     if not quiet:
-        for line in named.said:
-            typer.echo(line)
+        tell(named.said)
         print_summary(found, console())
-        console().print(f"Written to {out}: {', '.join(written)}.", markup=False, soft_wrap=True)
+        tell_written(out, written)
 
 
 def _drawn(found: Any, out: Path) -> list[str]:

@@ -1,30 +1,37 @@
 """`tars-lens evaluate`: the whole battery on patches, or on any pair of checkpoints."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tars_lens.cli.options import console, path_argument, path_option
+from tars_lens.cli.options import (
+    DEFAULT_MODEL,
+    PARTS,
+    Corpus,
+    Force,
+    Model,
+    Quiet,
+    Resume,
+    Seed,
+    SuiteName,
+    console,
+    path_argument,
+    path_option,
+    progress,
+    resumable,
+    tell,
+    tell_written,
+)
 from tars_lens.common.errors import TarsError
 from tars_lens.concept.naming import RULE
-from tars_lens.method.settings import LAST_SEED
-
-PARTS = "parts"
-"""Where in the folder of results finished measures are kept, for `--resume`."""
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
 
 
 def evaluate(
     patches: Annotated[
         list[Path] | None, path_argument("Patch files (.safetensors), in order.")
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="The base: a built-in name, a hub id or a folder.")
-    ] = "smollm2-135m",
+    model: Model = DEFAULT_MODEL,
     edited: Annotated[
         str | None, typer.Option(help="An edited checkpoint instead of patches, however made.")
     ] = None,
@@ -35,92 +42,56 @@ def evaluate(
             "patches."
         ),
     ] = None,
-    suite: Annotated[str, typer.Option(help="quick (minutes) or full.")] = "quick",
+    suite: SuiteName = "quick",
     out: Annotated[Path, path_option("Where figures and tables go.")] = Path("runs/evaluate"),
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0, max=LAST_SEED, help="Seed of controls, of fine-tuning and of intervals."
-        ),
-    ] = 0,
-    corpus: Annotated[
-        str | None, typer.Option(help="Plain text; see erase. Default: a sample of Wikipedia.")
-    ] = None,
+    seed: Seed = 0,
+    corpus: Corpus = None,
     fail_under: Annotated[
         float | None, typer.Option(help="Exit 1 where the verdict is below this (0 to 1).")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    resume: Resume = False,
     controls: Annotated[bool, typer.Option(help="Measure the controls as well.")] = True,
     lm_eval: Annotated[
         str | None, typer.Option(help="Comma-separated tasks of lm-eval-harness (an extra).")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Take patches of another base.")] = False,
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Examine an edited model: is the concept gone or hidden, what else went, what comes back."""
     _check(patches, edited, fail_under)
     from tars_lens.common.files import results_folder
-    from tars_lens.common.progress import progress
-    from tars_lens.concept.naming import with_cards
     from tars_lens.evaluation.suites import suite_called
 
-    sizes = suite_called(suite)
+    examined: dict[str, Any] = {
+        **{"suite": suite_called(suite), "seed": seed, "with_controls": controls},
+        **{"keep": out / PARTS, "resume": resume},
+    }
+    tasks = [task.strip() for task in lm_eval.split(",")] if lm_eval else []
     with resumable(out), results_folder(out):
-        with progress(quiet=quiet) as advance:
+        with progress(quiet) as advance:
             advance(f"loading {model}", 0, 1)
+            from tars_lens.concept.naming import with_cards
             from tars_lens.evaluation.battery import evaluate as run
-            from tars_lens.evaluation.lm_harness import harness, harness_tasks
+            from tars_lens.evaluation.lm_harness import harness
             from tars_lens.text.corpus import load_corpus
 
-            tasks = [task.strip() for task in lm_eval.split(",")] if lm_eval else []
             if tasks:
                 harness()
             asked = _asked(patches or [], concept)
             lens, subject = _loaded(model, edited, patches or [], force, advance)
             text = load_corpus(corpus, advance=advance)
             named = with_cards(lens, asked, text, out, advance=advance)
-            found = run(
-                lens,
-                subject,
-                named.cards,
-                suite=sizes,
-                seed=seed,
-                corpus=text,
-                with_controls=controls,
-                keep=out / PARTS,
-                resume=resume,
-                advance=advance,
-            )
+            found = run(lens, subject, named.cards, corpus=text, advance=advance, **examined)
         written = list(found.save(out))
         if tasks:
-            from tars_lens.evaluation.storing import write_table
-
-            write_table(out / "lm_eval.csv", harness_tasks(lens, subject, tasks, seed=seed))
-            written.append("lm_eval.csv")
+            written.append(_harness(lens, subject, tasks, seed, out))
     if not quiet:
         from tars_lens.evaluation.summary import print_summary
 
-        for line in named.said:
-            typer.echo(line)
+        tell(named.said)
         print_summary(found.report, console())
-        console().print(f"Written to {out}: {', '.join(written)}.", markup=False, soft_wrap=True)
-    if fail_under is not None and (found.score is None or found.score < fail_under):
-        said = "no score" if found.score is None else f"{found.score:.3f}"
-        typer.echo(f"the verdict is {said}, below --fail-under {fail_under}", err=True)
-        raise typer.Exit(1)
-
-
-@contextmanager
-def resumable(out: Path) -> Iterator[None]:
-    """Turns Ctrl-C into a message that says what is kept in a folder of results; exit code 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        said = "nothing was measured yet"
-        if any((out / PARTS).glob("*.json")):
-            said = f"finished measures are kept in {out / PARTS}: run it again with --resume"
-        typer.echo(f"stopped; {said}.", err=True)
-        raise typer.Exit(130) from None
+        tell_written(out, written)
+    _judge(found.score, fail_under)
 
 
 def _check(patches: list[Path] | None, edited: str | None, fail_under: float | None) -> None:
@@ -161,3 +132,19 @@ def _loaded(
     if edited is None:
         return lens, patched(lens, patches, force=force)
     return lens, checkpoint(lens, load(edited, advance=advance))
+
+
+def _harness(lens: Any, subject: Any, tasks: list[str], seed: int, out: Path) -> str:
+    """Writes the table of lm-eval-harness, and gives the name of its file."""
+    from tars_lens.evaluation.lm_harness import harness_tasks
+    from tars_lens.evaluation.storing import write_table
+
+    write_table(out / "lm_eval.csv", harness_tasks(lens, subject, tasks, seed=seed))
+    return "lm_eval.csv"
+
+
+def _judge(score: float | None, fail_under: float | None) -> None:
+    if fail_under is not None and (score is None or score < fail_under):
+        said = "no score" if score is None else f"{score:.3f}"
+        typer.echo(f"the verdict is {said}, below --fail-under {fail_under}", err=True)
+        raise typer.Exit(1)

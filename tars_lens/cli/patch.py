@@ -6,19 +6,21 @@ from typing import Annotated, Any
 
 import typer
 
-from tars_lens.cli.options import path_argument, path_option
+from tars_lens.cli.options import (
+    DEFAULT_MODEL,
+    Force,
+    Model,
+    Patches,
+    path_argument,
+    path_option,
+)
 
 app = typer.Typer(
     help="Look at, prove, apply, take out, join and export patches.", no_args_is_help=True
 )
 
-Files = Annotated[list[Path], path_argument("Patch files (.safetensors), in order.")]
 File = Annotated[Path, path_argument("A patch file (.safetensors).")]
-Base = Annotated[
-    str, typer.Option("--model", "-m", help="The base: a built-in name, a hub id or a folder.")
-]
 Out = Annotated[Path, path_option("The new folder or file.")]
-Force = Annotated[bool, typer.Option("--force", help="Apply to another base all the same.")]
 
 
 @app.command()
@@ -42,8 +44,8 @@ def show(file: File, as_json: Annotated[bool, typer.Option("--json")] = False) -
 
 @app.command()
 def verify(
-    files: Files,
-    model: Base = "smollm2-135m",
+    files: Patches,
+    model: Model = DEFAULT_MODEL,
     edited: Annotated[
         Path | None, path_option("Compare this edited checkpoint with its base instead.")
     ] = None,
@@ -73,7 +75,7 @@ def verify(
 
 
 @app.command()
-def apply(files: Files, out: Out, model: Base = "smollm2-135m", force: Force = False) -> None:
+def apply(files: Patches, out: Out, model: Model = DEFAULT_MODEL, force: Force = False) -> None:
     """Write an edited checkpoint that keeps its patches, so that `revert` can take them out."""
     from tars_lens.model.checkpoints import resolve
     from tars_lens.patch.checkpoint_stack import apply_to_checkpoint
@@ -102,9 +104,9 @@ def revert(
 
 @app.command()
 def export(
-    files: Files,
+    files: Patches,
     out: Out,
-    model: Base = "smollm2-135m",
+    model: Model = DEFAULT_MODEL,
     link: Annotated[
         bool, typer.Option("--link", help="Hard-link weight files that hold no edited vector.")
     ] = False,
@@ -112,7 +114,7 @@ def export(
 ) -> None:
     """Write a plain Hugging Face folder with the patches put in, with no model in memory.
 
-    Files are cloned where the disk can, else copied. With --link, untouched weight files take no
+    Patches are cloned where the disk can, else copied. With --link, untouched weight files take no
     space, but whatever writes to one changes the base's too.
     """
     from tars_lens.model.checkpoints import resolve
@@ -125,7 +127,7 @@ def export(
 
 
 @app.command()
-def merge(files: Files, out: Out) -> None:
+def merge(files: Patches, out: Out) -> None:
     """Join patches of one base into one file; of a shared row the later patch wins."""
     from tars_lens.patch.patch import Patch
     from tars_lens.patch.patch_tools import merge as join

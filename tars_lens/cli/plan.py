@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from tars_lens.cli.options import AsJson
+
 _MOST = 10**9
 
 
@@ -24,7 +26,7 @@ def plan(
         float | None, typer.Option(help="Of the machine, in GB; what is free here by default.")
     ] = None,
     kl_tokens: Annotated[int, typer.Option(help="Tokens that the KL is measured on.")] = 25_600,
-    as_json: Annotated[bool, typer.Option("--json", help="The whole plan as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tell what an erasure will take before it takes it; refuse (exit 2) what won't fit."""
     from tars_lens.common.errors import TarsError

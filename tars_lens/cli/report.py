@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from tars_lens.cli.options import path_argument, path_option
+from tars_lens.cli.options import Quiet, path_argument, path_option, tell
 from tars_lens.common.errors import TarsError
 
 
@@ -16,7 +14,7 @@ def report(
     out: Annotated[
         Path | None, path_option("The page; report.html in the folder where not given.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a run as one HTML file: verdict, damage, misses, texts, figures, settings.
 
@@ -33,8 +31,7 @@ def report(
 
         path = write_report(folder, out)
         said = f"Written: {path} ({path.stat().st_size / 1e6:.2f} MB)"
-    if not quiet:
-        typer.echo(said)
+    tell([said], quiet=quiet)
 
 
 def _is_evaluation(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tars_lens.cli.options import path_argument, path_option
+from tars_lens.cli.options import Quiet, path_argument, path_option, progress, stoppable, tell
 
 
 def sweep(
@@ -21,17 +21,14 @@ def sweep(
         str | None, typer.Option(help="Of a Ray cluster: auto, or ray://host:port.")
     ] = None,
     cpus: Annotated[int, typer.Option(help="Cores that Ray gives a job.")] = 1,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress and no summary.")
-    ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Remove many concepts from many models, each as its own job; run again to go on."""
-    from tars_lens.common.progress import progress
     from tars_lens.experiments.sweeping import TABLE
     from tars_lens.experiments.sweeping import sweep as run
 
-    try:
-        with progress(quiet=quiet) as advance:
+    with stoppable(lambda: f"finished jobs are kept in {out}: run it again to go on."):
+        with progress(quiet) as advance:
             found = run(
                 spec,
                 out,
@@ -41,13 +38,10 @@ def sweep(
                 cpus_per_job=cpus,
                 advance=advance,
             )
-    except KeyboardInterrupt:
-        typer.echo(f"stopped; finished jobs are kept in {out}: run it again to go on.", err=True)
-        raise typer.Exit(130) from None
     if not quiet:
         shown = ["concept", "model", "method", "seed", "status", "forward_after_max", "kl_p99"]
-        typer.echo(found.table[shown].to_string(index=False, float_format=lambda v: f"{v:.2g}"))
-        typer.echo(f"Written to {out}: {TABLE}, and jobs/ with a folder a job.")
+        table = found.table[shown].to_string(index=False, float_format=lambda v: f"{v:.2g}")
+        tell([table, f"Written to {out}: {TABLE}, and jobs/ with a folder a job."])
     for key, problem in found.failed.items():
         typer.echo(f"failed: {key}: {problem}", err=True)
     if found.failed:

@@ -70,29 +70,18 @@ def partial_neuron(
     y = prompts[0].inputs[layer]
     span = max(float(reader.log_p(y).mean()) - threshold, settings.least_span)
     wanted = settings.said_reversal * span
-    kept, out = _kept(lens, layer, y), lens.vectors(layer, "out").float()
-    open_hosts = _open(lens, plain, layer, taken, settings.idle_share)
-    open_hosts &= kept.steady >= settings.steady
+    kept = _kept(lens, layer, y)
+    hosts = _open(lens, plain, layer, taken, settings.idle_share) & (kept.steady >= settings.steady)
+    scale = prompts[0].scale[layer]
     if count == 1:
-        gain = lens.post_norm_gain(layer)
-        through = direction.vector if gain is None else direction.vector * gain.float()
-        lowers = -(out @ through) * kept.scale
-        needed = wanted * prompts[0].scale[layer] / lowers.clamp_min(1e-12)
-        if lens.bounds_writes:  # at once the usual output half of what the norm lets through
-            size = float(plain.mlp_norm[layer])
-            needed = size / (kept.scale.abs() * out.norm(dim=1)).clamp_min(1e-12)
-        good = open_hosts & (lowers > 0) & (needed >= settings.least_gain)
-        worth = lowers / (kept.scale.abs() * out.norm(dim=1))
-        host = _best(worth, good)
-        activation, write = float(needed[host]), out[host]
+        host, activation = _speaking_host(
+            lens, layer, direction, plain, settings, wanted * scale, kept, hosts
+        )
+        write = lens.vectors(layer, "out")[host].float()
     else:
         row = past_post_norm(lens, layer, target, settings.post_norm_ridge)
-        cosines = torch.cosine_similarity(out, row[None], dim=1)
-        host = _best(cosines, open_hosts)
-        strength, _ = write_strength(
-            lens, layer, direction, row, plain, prompts[0].scale[layer], settings, wanted
-        )
-        activation = settings.gain
+        host, activation = _best(_alignment(lens, layer, row), hosts), settings.gain
+        strength, _ = write_strength(lens, layer, direction, row, plain, scale, settings, wanted)
         write = -strength / (activation * float(kept.scale[host])) * row
     read = reader.row(threshold, activation / span)
     rows = neuron_rows(lens, layer, host, read=read, constant=reader.constant, write=write)
@@ -104,6 +93,35 @@ def partial_neuron(
     }
     edits = {place: row for place, row in rows.items() if place[1] in roles}
     return SuppressionNeuron(site, host, reader, target, edits, about)
+
+
+def _speaking_host(
+    lens: Lens,
+    layer: int,
+    direction: ConceptDirection,
+    plain: PlainText,
+    settings: Settings,
+    wanted: float,
+    kept: _Kept,
+    hosts: torch.Tensor,
+) -> tuple[int, float]:
+    """The host whose own `out` row lowers the concept most for its size, and its activation."""
+    out = lens.vectors(layer, "out").float()
+    gain = lens.post_norm_gain(layer)
+    through = direction.vector if gain is None else direction.vector * gain.float()
+    lowers = -(out @ through) * kept.scale
+    sizes = kept.scale.abs() * out.norm(dim=1)
+    needed = wanted / lowers.clamp_min(1e-12)
+    if lens.bounds_writes:  # at once the usual output half of what the norm lets through
+        needed = float(plain.mlp_norm[layer]) / sizes.clamp_min(1e-12)
+    good = hosts & (lowers > 0) & (needed >= settings.least_gain)
+    host = _best(lowers / sizes, good)
+    return host, float(needed[host])
+
+
+def _alignment(lens: Lens, layer: int, row: Float[Tensor, " d_model"]) -> Float[Tensor, " d_mlp"]:
+    out = lens.vectors(layer, "out").float()
+    return torch.cosine_similarity(out, row[None], dim=1)
 
 
 def _kept(lens: Lens, layer: int, y: Float[Tensor, "prompts d_model"]) -> _Kept:
