@@ -51,9 +51,6 @@ def evaluate(
     ] = None,
     resume: Resume = False,
     controls: Annotated[bool, typer.Option(help="Measure the controls as well.")] = True,
-    lm_eval: Annotated[
-        str | None, typer.Option(help="Comma-separated tasks of lm-eval-harness (an extra).")
-    ] = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
@@ -66,25 +63,19 @@ def evaluate(
         **{"suite": suite_called(suite), "seed": seed, "with_controls": controls},
         **{"keep": out / PARTS, "resume": resume},
     }
-    tasks = [task.strip() for task in lm_eval.split(",")] if lm_eval else []
     with resumable(out), results_folder(out):
         with progress(quiet) as advance:
             advance(f"loading {model}", 0, 1)
             from tars_lens.concept.naming import with_cards
             from tars_lens.evaluation.battery import evaluate as run
-            from tars_lens.evaluation.lm_harness import harness
             from tars_lens.text.corpus import load_corpus
 
-            if tasks:
-                harness()
             asked = _asked(patches or [], concept)
             lens, subject = _loaded(model, edited, patches or [], force, advance)
             text = load_corpus(corpus, advance=advance)
             named = with_cards(lens, asked, text, out, advance=advance)
             found = run(lens, subject, named.cards, corpus=text, advance=advance, **examined)
-        written = list(found.save(out))
-        if tasks:
-            written.append(_harness(lens, subject, tasks, seed, out))
+        written = found.save(out)
     if not quiet:
         from tars_lens.evaluation.summary import print_summary
 
@@ -132,15 +123,6 @@ def _loaded(
     if edited is None:
         return lens, patched(lens, patches, force=force)
     return lens, checkpoint(lens, load(edited, advance=advance))
-
-
-def _harness(lens: Any, subject: Any, tasks: list[str], seed: int, out: Path) -> str:
-    """Writes the table of lm-eval-harness, and gives the name of its file."""
-    from tars_lens.evaluation.lm_harness import harness_tasks
-    from tars_lens.evaluation.storing import write_table
-
-    write_table(out / "lm_eval.csv", harness_tasks(lens, subject, tasks, seed=seed))
-    return "lm_eval.csv"
 
 
 def _judge(score: float | None, fail_under: float | None) -> None:

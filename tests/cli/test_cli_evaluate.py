@@ -1,6 +1,5 @@
 """`tars-lens evaluate` and `card`: what they write, what they exit with, what they refuse."""
 
-import importlib.util
 import json
 import shutil
 from contextlib import contextmanager
@@ -78,14 +77,6 @@ def test_mistakes_are_told_before_any_work(patch, tmp_path):
     assert "there is: full, quick" in mistake("evaluate", patch, "--suite", "fast").lower()
     assert "from 0 to 1" in mistake("evaluate", patch, "--fail-under", "7")
     assert "one of the two" in mistake("evaluate")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="it is installed")
-def test_the_harness_is_an_extra_that_says_how_to_get_it(patch, tmp_path):
-    given = ("--out", tmp_path / "out", "--lm-eval", "hellaswag")
-    said = mistake("evaluate", patch, *given)
-    assert said == "--lm-eval needs the lm-eval package: pip install 'tars-lens[lm-eval]'."
-    assert not (tmp_path / "out").exists()
 
 
 @contextmanager
