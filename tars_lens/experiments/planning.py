@@ -8,7 +8,7 @@ import pandas as pd
 
 from tars_lens.common.errors import TarsError
 from tars_lens.method.settings import Settings
-from tars_lens.model.machines import free_host_bytes
+from tars_lens.model.placement import free_host_bytes
 from tars_lens.model.shape import Shape, shape_of
 from tars_lens.text.plain_text import LAYERS_AT_ONCE, STRIDE, WINDOWS_AT_ONCE
 from tars_lens.text.windows import STATISTICS_WINDOWS, WIDTH

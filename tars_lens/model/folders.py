@@ -208,20 +208,6 @@ def _json(file: Path) -> dict[str, Any]:
     return value
 
 
-def make_private(file: Path) -> None:
-    """Puts a copy in a file's place where it has other names, so that a write changes it alone."""
-    if not file.is_symlink() and file.stat().st_nlink == 1:
-        return
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        copy(file.resolve(), temporary)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _clone(source: Path, target: Path) -> bool:
     """Whether the file system (btrfs, XFS) could share the bytes of one file with another."""
     try:

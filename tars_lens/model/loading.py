@@ -22,8 +22,7 @@ from tars_lens.model.checkpoints import Checkpoint, resolve
 from tars_lens.model.conversion import quiet_transformers
 from tars_lens.model.layout import Slot, checkpoint_slots, stored_tensors
 from tars_lens.model.lens import Lens
-from tars_lens.model.machines import free_bytes
-from tars_lens.model.placement import DeviceMap, check_map, check_present
+from tars_lens.model.placement import DeviceMap, check_map, check_present, free_bytes
 from tars_lens.model.spelling import Spelling
 from tars_lens.model.weights import Place
 

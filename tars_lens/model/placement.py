@@ -1,11 +1,16 @@
 """Where the weights lie when a device map places them: all must stay where they can be edited."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from tars_lens.common.errors import TarsError
+
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
+
 
 DeviceMap = str | dict[str, int | str] | None
 
@@ -69,3 +74,20 @@ def refusal(name: str, away: Mapping[str, str]) -> TarsError:
         "device='cpu' without a map; ranking and export of a checkpoint on disk need no loaded "
         "model at all (inspect --vector, patch export)."
     )
+
+
+def free_host_bytes() -> int:
+    """Memory that this process may still take: of the machine, and of its container's share."""
+    free = psutil.virtual_memory().available
+    try:
+        limit = int(_CGROUP.read_text())
+    except (OSError, ValueError):  # no container, or "max"
+        return free
+    return min(free, max(0, limit - psutil.Process().memory_info().rss))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free where a device keeps its tensors."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_host_bytes()

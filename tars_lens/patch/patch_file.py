@@ -13,7 +13,7 @@ from torch import Tensor
 from tars_lens.common.errors import TarsError
 from tars_lens.common.files import user_path, whole_file
 from tars_lens.model.layout import DTYPES
-from tars_lens.model.machines import free_bytes
+from tars_lens.model.placement import free_bytes
 from tars_lens.model.weights import Place
 from tars_lens.patch.edit import Edit, PatchRows
 

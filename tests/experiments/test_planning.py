@@ -10,7 +10,7 @@ from commands import mistake, run
 from tars_lens.common.errors import TarsError
 from tars_lens.experiments.planning import plan
 from tars_lens.method.settings import Settings
-from tars_lens.model import machines
+from tars_lens.model import placement
 from tars_lens.model.shape import shape_of
 
 SMALL = {"host_bytes": 10**9}
@@ -89,11 +89,11 @@ def test_a_mixture_of_experts_and_a_config_of_nothing_are_refused(tmp_path):
 
 def test_a_container_has_its_share(monkeypatch, tmp_path):
     (tmp_path / "max").write_text(str(2**40))
-    whole = machines.free_host_bytes()
-    monkeypatch.setattr(machines, "_CGROUP", tmp_path / "max")
-    assert machines.free_host_bytes() == pytest.approx(whole, rel=0.2)
+    whole = placement.free_host_bytes()
+    monkeypatch.setattr(placement, "_CGROUP", tmp_path / "max")
+    assert placement.free_host_bytes() == pytest.approx(whole, rel=0.2)
     (tmp_path / "max").write_text("1000")
-    assert machines.free_host_bytes() == 0
+    assert placement.free_host_bytes() == 0
 
 
 def test_the_command_plans_and_refuses(tmp_path):
