@@ -78,11 +78,6 @@ def answer_probabilities(
     return Answers(probability, tuple(top))
 
 
-def runs_needed(lens: Lens, answers: Sequence[Iterable[str]]) -> int:
-    """How many sequences `answer_probabilities` reads at most for these surface forms."""
-    return sum(len(rows_needed([0], text_forms(lens, texts))) for texts in answers)
-
-
 def rows_needed(ids: list[int], forms: Sequence[Form]) -> list[list[int]]:
     """The sequences that `answer_probabilities` reads at most of one prompt."""
     first = _first_row(0, ids, forms)

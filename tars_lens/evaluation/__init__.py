@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tars_lens.evaluation.battery import Evaluation, evaluate
-    from tars_lens.evaluation.controls import controls
+    from tars_lens.evaluation.control_edits import controls
     from tars_lens.evaluation.measure import Measure, Result
     from tars_lens.evaluation.registry import MEASURES
     from tars_lens.evaluation.subject import Subject, checkpoint, patched, untouched
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _FILES = {
     "Evaluation": "battery",
     "evaluate": "battery",
-    "controls": "controls",
+    "controls": "control_edits",
     "Measure": "measure",
     "Result": "measure",
     "MEASURES": "registry",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from tars_lens.concept.probability import answer_probabilities, runs_needed
+from tars_lens.concept.probability import answer_probabilities
 from tars_lens.evaluation.questions import Question
 from tars_lens.model.lens import Lens
 
@@ -69,12 +69,6 @@ def asked_rows(base: pd.DataFrame) -> list[int]:
     """The questions that count: known to the base, and no set phrases."""
     counts = (base["known"] & ~base["set_phrase"]).tolist()
     return [i for i, counted in enumerate(counts) if counted]
-
-
-def passes(lens: Lens, questions: Sequence[Question], base: pd.DataFrame) -> int:
-    """Forward passes that `subject_answers` makes."""
-    asked = asked_rows(base)
-    return runs_needed(lens, [questions[i].answers for i in asked])
 
 
 def _texts(values: list[str]) -> pd.Series:

@@ -16,10 +16,9 @@ from tars_lens.common.surroundings import undisturbed
 from tars_lens.concept.card import Concept
 from tars_lens.evaluation.base import Base
 from tars_lens.evaluation.context import Context
-from tars_lens.evaluation.controls import controls as controls_of
+from tars_lens.evaluation.control_edits import controls as controls_of
 from tars_lens.evaluation.markdown import markdown
-from tars_lens.evaluation.measure import Measure, Result
-from tars_lens.evaluation.passes import Passes, counted
+from tars_lens.evaluation.measure import Result
 from tars_lens.evaluation.registry import MEASURES, measures_of
 from tars_lens.evaluation.storing import Store, file_name, rounded, write_table
 from tars_lens.evaluation.subject import Subject, weights_digest
@@ -40,7 +39,7 @@ class Evaluation:
     Attributes:
         report: `evaluation.json`: figures of every measure and subject, the verdicts, no times.
         results: By subject's name, then by measure's.
-        cost: One row a measure and subject: forward passes as declared and as counted, seconds.
+        cost: One row a measure and subject: seconds.
     """
 
     report: dict[str, Any]
@@ -123,11 +122,11 @@ def evaluate(
     """
     say = advance or silent
     text = corpus or load_corpus()
-    started, passes = time.perf_counter(), Passes()
+    started = time.perf_counter()
     say("asking the base model", 0, 1)
-    with counted(lens, passes):
-        base = Base(lens, concepts, text, suite, seed)
-    cost = [_cost_row("base", "questions", None, passes.count, time.perf_counter() - started)]
+    base = Base(lens, concepts, text, suite, seed)
+    seconds = time.perf_counter() - started
+    cost: list[dict[str, Any]] = [{"subject": "base", "measure": "questions", "seconds": seconds}]
     others = controls_of(lens, subject, base.concepts, seed=seed) if with_controls else ()
     subjects = (subject, *others)
     plan = [(each, measure) for each in subjects for measure in measures_of(suite, each)]
@@ -138,34 +137,14 @@ def evaluate(
         say(f"{each.name}: {measure.name}", done, len(plan))
         result = store.load(each.name, each.digest, measure.name)
         if result is None:
-            result, row = _taken(contexts[each.name], measure)
-            cost.append(row)
+            started = time.perf_counter()
+            result = measure.run(contexts[each.name])
+            seconds = time.perf_counter() - started
+            cost.append({"subject": each.name, "measure": measure.name, "seconds": seconds})
             store.keep(each.name, each.digest, result)
         results[each.name][measure.name] = result
     say("evaluated", len(plan), len(plan))
     return Evaluation(_report(base, subject, results), results, pd.DataFrame(cost))
-
-
-def _taken(context: Context, measure: Measure) -> tuple[Result, dict[str, Any]]:
-    declared = measure.cost(context)
-    started, passes = time.perf_counter(), Passes()
-    with counted(context.lens, passes):
-        result = measure.run(context)
-    seconds = time.perf_counter() - started
-    row = _cost_row(context.subject.name, measure.name, declared, passes.count, seconds)
-    return result, row
-
-
-def _cost_row(
-    subject: str, measure: str, declared: int | None, counted_passes: int, seconds: float
-) -> dict[str, Any]:
-    return {
-        "subject": subject,
-        "measure": measure,
-        "passes_declared": declared,
-        "passes_counted": counted_passes,
-        "seconds": seconds,
-    }
 
 
 def _report(base: Base, subject: Subject, results: dict[str, dict[str, Result]]) -> dict[str, Any]:

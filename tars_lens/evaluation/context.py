@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from tars_lens.evaluation.asking import passes, subject_answers
+from tars_lens.evaluation.asking import subject_answers
 from tars_lens.evaluation.base import Base
 from tars_lens.evaluation.subject import Subject
 from tars_lens.model.lens import Lens
@@ -58,12 +58,6 @@ class Context:
                 return subject_answers(lens, self.questions(kind), self.base_answers(kind))
 
         return self.once(f"answers {kind}", ask)
-
-    def answers_cost(self, kind: str) -> int:
-        """Forward passes that `answers` has yet to make."""
-        if self.has(f"answers {kind}"):
-            return 0
-        return passes(self.lens, self.questions(kind), self.base_answers(kind))
 
     def questions(self, kind: str) -> list[Any]:
         """The questions of a kind; none where the cards give rise to none."""

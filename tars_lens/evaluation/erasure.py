@@ -102,9 +102,8 @@ def erase(
     bases = bases or [base_frame(lens, concept) for concept in concepts]
     try:
         made, seconds = _sequence(lens, concepts, windows, settings, say, keep)
-        afters = [
-            with_after(base, lens, concept) for base, concept in zip(bases, concepts, strict=True)
-        ]
+        pairs = zip(bases, concepts, strict=True)
+        afters = [with_after(base, lens, concept) for base, concept in pairs]
     finally:
         for patch in stack.applied_patches(lens):
             stack.revert(lens, patch)
@@ -122,19 +121,7 @@ def erase(
         "schema": SCHEMA,
         "model": describe_model(lens),
         "method": {**settings.to_dict(), "versions": patches[0].versions},
-        "concepts": [
-            {
-                "name": concept.name,
-                "edits": _edits(patch),
-                "parts": patch.method["parts"],
-                "probes": figures,
-                "seconds": took,
-                "advice": advice(concept),
-            }
-            for concept, patch, figures, took in zip(
-                concepts, patches, probes, seconds, strict=True
-            )
-        ],
+        "concepts": list(map(_entry, concepts, patches, probes, seconds)),
         "kl": kl,
         "verified": _verified(verified),
         "cost": {"seconds": time.perf_counter() - started, "peak_rss_bytes": peak_rss_bytes()},
@@ -146,6 +133,20 @@ def erase(
     if divergence:
         tables["kl_worst"] = divergence.worst(lens, forms)
     return Erasure(patches, report, tables, divergence)
+
+
+def _entry(
+    concept: Concept, patch: Patch, figures: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """What the report says of one concept."""
+    return {
+        "name": concept.name,
+        "edits": _edits(patch),
+        "parts": patch.method["parts"],
+        "probes": figures,
+        "seconds": seconds,
+        "advice": advice(concept),
+    }
 
 
 def peak_rss_bytes() -> int:

@@ -64,8 +64,6 @@ class Measure:
         better: Whether a low or a high headline speaks for the edit.
         suite: The smaller suite that it belongs to.
         run: Measures the context's subject.
-        cost: Forward passes of the subject that `run` makes: sequences read to the last layer,
-            and tokens written. Runs that an earlier measure has made are shared, and cost nothing.
         controls: The controls that it is taken of, by suite.
     """
 
@@ -74,7 +72,6 @@ class Measure:
     better: Literal["low", "high"]
     suite: SuiteName
     run: "Callable[[Context], Result]"
-    cost: "Callable[[Context], int]"
     controls: Mapping[str, Which] = field(default_factory=lambda: {"quick": "all", "full": "all"})
 
     def taken(self, suite: SuiteName, subject: Subject) -> bool:

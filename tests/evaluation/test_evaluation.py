@@ -28,12 +28,11 @@ from tars_lens.evaluation import (
 from tars_lens.evaluation import controls as controls_of
 from tars_lens.evaluation.base import Base
 from tars_lens.evaluation.context import Context
-from tars_lens.evaluation.controls import blocked
+from tars_lens.evaluation.control_edits import blocked
 from tars_lens.evaluation.derived import derived_questions
 from tars_lens.evaluation.finetuning import fine_tune
 from tars_lens.evaluation.measures import fluency
 from tars_lens.evaluation.measures.quantisation import quantisation
-from tars_lens.evaluation.passes import counted
 from tars_lens.evaluation.restoring import restored, round_rows, rounded
 from tars_lens.evaluation.summary import notes as summary_notes
 from tars_lens.evaluation.thresholds import BARS
@@ -240,20 +239,6 @@ def test_every_measure_stands_beside_all_controls(run):
         *("erasure", "specificity", "utility", "fluency")
     }
     json.dumps(found.report, allow_nan=False)
-
-
-def test_each_measure_costs_the_passes_that_it_declares(run):
-    cost = run[0].cost
-    measured = cost[cost["measure"].isin(_COUNTED) & (cost["subject"] == "random neurons")]
-    assert len(measured) == len(_COUNTED)
-    assert measured["passes_declared"].tolist() == measured["passes_counted"].tolist()
-
-
-_COUNTED = [
-    *("forward", "reverse", "paraphrase", "alias", "attack", "neighbour", "wikipedia"),
-    *("near_text", "logit_lens", "vectors", "patch_back", "steering", "quantised_8"),
-    "quantised_4",
-]
 
 
 def test_the_same_seed_gives_the_same_bytes_resumed_or_not(run, tiny, card, patch, tmp_path):
@@ -494,13 +479,6 @@ def test_the_base_is_never_asked_while_an_edit_is_held(base, tiny, card):
     with pytest.raises(RuntimeError, match="while an edit is held"):
         with context.edited():
             base.once("something new", lambda: 1)
-
-
-def test_passes_are_sequences_that_reach_the_last_layer(tiny):
-    with counted(tiny) as passes:
-        tiny.next_logits(tiny.batch([[5, 6], [7, 8], [9, 10]]))
-        tiny.residual(tiny.batch([[5, 6]]).ids, 0)  # stops early
-    assert passes.count == 3
 
 
 def test_a_model_with_patches_on_it_is_no_base(tiny, card, patch):

@@ -74,7 +74,6 @@ MEASURES = (
         better="low",
         suite="quick",
         run=attacks,
-        cost=lambda context: context.answers_cost("attack") + context.answers_cost("forward"),
         controls={"quick": "blocked", "full": "all"},
     ),
 )

@@ -152,7 +152,6 @@ MEASURES = (
         better="high",
         suite="quick",
         run=fluency,
-        cost=lambda context: len(_prompts(context)) * context.suite.new_tokens,
         controls={"quick": "none", "full": "all"},
     ),
 )

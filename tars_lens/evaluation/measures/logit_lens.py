@@ -100,10 +100,6 @@ def _largest(values: pd.Series) -> float | None:
     return float(values.max()) if len(values) else None
 
 
-def _cost(context: Context) -> int:
-    return sum(len(known_prompts(context, concept)) for concept in context.base.concepts)
-
-
 MEASURES = (
     Measure(
         name="logit_lens",
@@ -111,6 +107,5 @@ MEASURES = (
         better="low",
         suite="quick",
         run=logit_lens,
-        cost=_cost,
     ),
 )

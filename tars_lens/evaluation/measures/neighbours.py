@@ -60,6 +60,5 @@ MEASURES = (
         better="high",
         suite="quick",
         run=neighbours,
-        cost=lambda context: context.answers_cost("neighbour"),
     ),
 )

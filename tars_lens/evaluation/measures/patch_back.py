@@ -75,11 +75,6 @@ def _frame(context: Context, concept: Concept) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _cost(context: Context) -> int:
-    prompts = sum(len(known_prompts(context, concept)) for concept in context.base.concepts)
-    return prompts * context.lens.n_layers
-
-
 MEASURES = (
     Measure(
         name="patch_back",
@@ -87,6 +82,5 @@ MEASURES = (
         better="low",
         suite="full",
         run=patch_back,
-        cost=_cost,
     ),
 )

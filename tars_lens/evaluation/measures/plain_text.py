@@ -168,7 +168,6 @@ MEASURES = (
         better="low",
         suite="quick",
         run=wikipedia,
-        cost=lambda context: context.windows,
     ),
     Measure(
         name="near_text",
@@ -176,7 +175,6 @@ MEASURES = (
         better="low",
         suite="quick",
         run=near_text,
-        cost=_near_windows,
         controls={"quick": "none", "full": "all"},
     ),
 )

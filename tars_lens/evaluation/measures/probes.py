@@ -29,7 +29,6 @@ def kind_measure(
         better=better,
         suite=suite,
         run=partial(_kind, kind),
-        cost=lambda context: context.answers_cost(kind),
         controls={"quick": "all" if kind in _EVERYWHERE else "blocked", "full": "all"},
     )
 
@@ -138,6 +137,5 @@ MEASURES = (
         better="low",
         suite="quick",
         run=residual_knowledge,
-        cost=lambda context: context.answers_cost("forward") + context.answers_cost("reverse"),
     ),
 )

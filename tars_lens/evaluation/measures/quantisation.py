@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from tars_lens.evaluation import intervals
-from tars_lens.evaluation.asking import base_answers, passes, subject_answers
+from tars_lens.evaluation.asking import base_answers, subject_answers
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.measure import Measure, Result
 from tars_lens.evaluation.restoring import rounded
@@ -70,12 +70,6 @@ def _base(bits: int, context: Context) -> pd.DataFrame:
         return base_answers(context.lens, questions)
 
 
-def _cost(context: Context) -> int:
-    return sum(
-        passes(context.lens, context.questions(kind), context.base_answers(kind)) for kind in _KINDS
-    )
-
-
 _LEAST = 0.05
 
 MEASURES = tuple(
@@ -85,7 +79,6 @@ MEASURES = tuple(
         better="low",
         suite="full",
         run=partial(quantisation, bits),
-        cost=_cost,
     )
     for bits in (8, 4)
 )

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from tars_lens.concept.card import Concept, substituted
-from tars_lens.concept.probability import answer_probabilities, runs_needed
+from tars_lens.concept.probability import answer_probabilities
 from tars_lens.evaluation import intervals
 from tars_lens.evaluation.asking import asked_rows
 from tars_lens.evaluation.context import Context
@@ -142,15 +142,6 @@ def _regained(values: np.ndarray) -> np.ndarray:
         return np.where(span > 0, gained / span, np.nan)
 
 
-def _cost(context: Context) -> int:
-    """Three trainings (a step is a pass forward and one back), and four rounds of questions."""
-    asked = _asked(context)
-    texts = sum(len(context.base.paragraphs(concept)) for concept in context.base.concepts)
-    benign = len(unrelated(context.base.corpus, context.base.forms, texts))
-    steps = context.suite.epochs * (texts + len(_folds(asked)[0]) + benign)
-    return steps + 4 * runs_needed(context.lens, [q.answers for q in asked])
-
-
 MEASURES = (
     Measure(
         name="relearning",
@@ -158,7 +149,6 @@ MEASURES = (
         better="low",
         suite="full",
         run=relearning,
-        cost=_cost,
         controls={"quick": "none", "full": "blocked"},
     ),
 )

@@ -102,12 +102,6 @@ def _layer(lens: Lens) -> int:
     return min(lens.n_layers - 2, round(_DEPTH * lens.n_layers))
 
 
-def _cost(context: Context) -> int:
-    """One plain run, and a run from the middle on for each strength of either vector."""
-    prompts = sum(len(known_prompts(context, concept)) for concept in context.base.concepts)
-    return prompts * (1 + 2 * len(STRENGTHS))
-
-
 MEASURES = (
     Measure(
         name="steering",
@@ -115,6 +109,5 @@ MEASURES = (
         better="low",
         suite="full",
         run=steering,
-        cost=_cost,
     ),
 )

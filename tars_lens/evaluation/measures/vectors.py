@@ -84,7 +84,6 @@ MEASURES = (
         better="low",
         suite="quick",
         run=vectors,
-        cost=lambda _context: 0,
         controls={"quick": "none", "full": "all"},
     ),
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from tars_lens.common.errors import TarsError
 from tars_lens.concept.card import Concept, substituted
 from tars_lens.concept.forms import first_tokens
-from tars_lens.evaluation.controls import own_unembedding
+from tars_lens.evaluation.control_edits import own_unembedding
 from tars_lens.experiments.baselines.edits import Edit, extra, gentlest, recorded
 from tars_lens.experiments.baselines.facts import (
     Facts,

@@ -20,7 +20,7 @@ from tars_lens.concept.card import Concept
 from tars_lens.evaluation.base import Base
 from tars_lens.evaluation.battery import fingerprint
 from tars_lens.evaluation.context import Context
-from tars_lens.evaluation.controls import blocked
+from tars_lens.evaluation.control_edits import blocked
 from tars_lens.evaluation.erasure import erase, peak_rss_bytes
 from tars_lens.evaluation.markdown import markdown
 from tars_lens.evaluation.measure import Result
