@@ -54,8 +54,7 @@ class Settings:
         readable: A neuron before the last layer is left out where the lens reads the concept with
             less than this probability at each of the card's prompts.
         said_threshold: Probability below which the last layer's neuron is silent.
-        read_threshold: The same of the neurons before it; a neuron's own is higher where one of the
-            card's near prompts reads more.
+        read_threshold: The same of the neurons before it.
         least_span: By so many nats at least what a neuron hears at the card's prompts is taken to
             exceed its threshold.
         said_reversal: How many times what the concept's log-probability exceeds the threshold by
@@ -109,7 +108,7 @@ class Settings:
     seed: int = 0
     edits: int | None = None
     neurons: int = 4
-    depths: tuple[float, ...] = (0.67, 0.83)
+    depths: tuple[float, ...] = (0.9,)
     led_p: float = 0.05
     readable: float = 0.01
     said_threshold: float = 0.0005

@@ -208,9 +208,6 @@ def suppression_neuron(
     logit by `reversal * (log p - threshold)`. With `reversal` above 1 it is a clamp: however
     likely a prompt makes the concept, it ends below the threshold.
 
-    Before the last layer it is silent at the card's near prompts too, where what it hears is on the
-    way to another answer.
-
     Args:
         lens: The base model.
         site: Where it sits.
@@ -224,10 +221,7 @@ def suppression_neuron(
     last = site.layer == lens.n_layers - 1
     reader = fit_reader(lens, site, direction, plain, prompts, settings)
     own = float(reader.log_p(prompts[0].inputs[site.layer]).mean())
-    threshold = math.log(settings.said_threshold)
-    if not last:
-        near = min(own - settings.least_span, _near_most(reader, site, prompts))
-        threshold = max(math.log(settings.read_threshold), near)
+    threshold = math.log(settings.said_threshold if last else settings.read_threshold)
     span = max(own - threshold, settings.least_span)
     row = past_post_norm(lens, site.layer, target, settings.post_norm_ridge)
     wanted = (settings.said_reversal if last else settings.read_reversal) * span
@@ -250,12 +244,6 @@ def suppression_neuron(
             "reversal": lowered / span,
         },
     )
-
-
-def _near_most(reader: Reader, site: Site, prompts: Sequence[Shown]) -> float:
-    """The most that is read at a near prompt; nothing at all where the card has none."""
-    read = [reader.log_p(near.inputs[site.layer]) for near in prompts[1:2]]
-    return max((float(r.max()) for r in read if len(r)), default=-math.inf)
 
 
 def heard(

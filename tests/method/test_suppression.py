@@ -174,18 +174,6 @@ def test_the_write_lowers_the_logit_by_so_many_times_the_excess(arch, reversal):
     assert lowered == pytest.approx(reversal * (read - math.log(0.01)), rel=1e-3)
 
 
-@pytest.mark.parametrize("arch", ["llama", "gemma3"])
-def test_before_the_last_layer_a_neuron_is_silent_at_near_prompts(arch):
-    place = sharp(arch)
-    direction = concept_direction(place.lens, place.concept)
-    recipe = place.recipe(**SETTINGS, read_threshold=1e-9)
-    middle, last = recipe.suppression(direction, place.concept, 2)
-    heard = middle.about["near_most"], middle.about["own_prompts"] - 1
-    assert middle.about["threshold"] == pytest.approx(min(heard), rel=1e-5)
-    assert min(heard) > math.log(1e-9)
-    assert last.about["threshold"] == pytest.approx(math.log(recipe.settings.said_threshold))
-
-
 def test_the_write_is_bounded_by_the_streams_norm():
     place = sharp("llama")
     neuron, moved, _ = _alone(place, SETTINGS, largest_write=0.01)
