@@ -5,6 +5,49 @@ import pandas as pd
 
 HOSTILE = "<script>alert('x')</script> \"&\" $x$ \x07 \u202e ホームズ\n\tशनि"
 TOKENS = ["<|bos|>", "The", " ring", "ed", " $p$", "\n", " ホームズ", " <b>", " is", " the"]
+NAMES = ("Sherlock Holmes", "Saturn", "Paris", "Albert Einstein", '"><script>alert(1)</script>')
+
+
+def _kl(**more):
+    figures = {"median": 0.0003, "mean": 0.002, "p95": 0.005, "p99": 0.03, "max": 8.5}
+    silence = {"unchanged": 0.0, "unchanged_from_silenced": 0.99999, "hosts_kl_mean": 0.00012}
+    return {"tokens": 25_600, **figures, **silence, **more}
+
+
+def _concept(name, forward_max=0.001, reverse=0.1):
+    known = {"n": 8, "known": 7, "said_before": 6, "said_after": 0}
+    forward = {"before_mean": 0.4, "after_mean": 0.0004, "after_max": forward_max}
+    forward["erased"] = 1.0 if forward_max <= 0.005 else 6 / 7
+    worst = {"worst": "<b>Jupiter</b>", "worst_kept": 0.8}
+    return {
+        "name": name,
+        "edits": [{"layer": 2, "role": "out", "neuron": 5, "cosine": None}],
+        "probes": {
+            "forward": {**known, **forward},
+            "reverse": {**known, "kept": reverse, "said_substitute": 2, "said_after_own": 0},
+            "neighbour": {**known, "kept": 0.98, **worst},
+            "multilingual": {**known, "n": 6, "known": 2, "kept": 0.01, "worst": "土星"},
+        },
+        "seconds": 3.0,
+    }
+
+
+def a_report(names=NAMES):
+    model = {"name": "<i>model</i>", "sha256": "ab" * 32, "layers": 30, "d_model": 576}
+    return {
+        "schema": 1,
+        "model": {**model, "d_mlp": 1536},
+        "method": {"name": "tars", "seed": 0, "goal": 0.001, "versions": {"torch": "2.13.0"}},
+        "concepts": [_concept(name) for name in names],
+        "kl": _kl(corpus="wikipedia-en-sample", elsewhere=_kl()),
+        "verified": {
+            "rows_changed": 9,
+            "rows_planned": 9,
+            "others_identical": True,
+            "restored_identical": True,
+        },
+        "cost": {"seconds": 12.0, "peak_rss_bytes": 2e9},
+    }
 
 
 def probes(concepts=("Sherlock Holmes", "Saturn")):

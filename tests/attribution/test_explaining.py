@@ -5,7 +5,7 @@ import logging
 import pandas as pd
 import pytest
 import torch
-from test_report_html import _report
+from report_frames import a_report
 from tiny_concept import world
 
 import tars_lens
@@ -75,7 +75,7 @@ def test_every_table_that_a_report_can_show_is_there_and_can_be_read(tables, tmp
     assert set(tables) == NAMES
     for name, table in tables.items():
         table.to_csv(tmp_path / f"{name}.csv", index=False)
-    write_json(tmp_path / "report.json", _report())
+    write_json(tmp_path / "report.json", a_report())
     assert set(load_run(tmp_path).tables) == NAMES
 
 

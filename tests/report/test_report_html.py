@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 import report_frames as frames
+from report_frames import NAMES, a_report
 from typer.testing import CliRunner
 
 from tars_lens.cli.app import app
@@ -14,7 +15,6 @@ from tars_lens.report.figures import kl_histogram
 from tars_lens.report.html import write_report
 from tars_lens.report.run import load_run
 
-NAMES = ("Sherlock Holmes", "Saturn", "Paris", "Albert Einstein", '"><script>alert(1)</script>')
 VOID = {"meta", "link", "br", "hr", "img", "wbr", "input"}
 
 
@@ -50,48 +50,6 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", "".join(self.text))
 
 
-def _kl(**more):
-    figures = {"median": 0.0003, "mean": 0.002, "p95": 0.005, "p99": 0.03, "max": 8.5}
-    silence = {"unchanged": 0.0, "unchanged_from_silenced": 0.99999, "hosts_kl_mean": 0.00012}
-    return {"tokens": 25_600, **figures, **silence, **more}
-
-
-def _concept(name, forward_max=0.001, reverse=0.1):
-    known = {"n": 8, "known": 7, "said_before": 6, "said_after": 0}
-    forward = {"before_mean": 0.4, "after_mean": 0.0004, "after_max": forward_max}
-    forward["erased"] = 1.0 if forward_max <= 0.005 else 6 / 7
-    worst = {"worst": "<b>Jupiter</b>", "worst_kept": 0.8}
-    return {
-        "name": name,
-        "edits": [{"layer": 2, "role": "out", "neuron": 5, "cosine": None}],
-        "probes": {
-            "forward": {**known, **forward},
-            "reverse": {**known, "kept": reverse, "said_substitute": 2, "said_after_own": 0},
-            "neighbour": {**known, "kept": 0.98, **worst},
-            "multilingual": {**known, "n": 6, "known": 2, "kept": 0.01, "worst": "土星"},
-        },
-        "seconds": 3.0,
-    }
-
-
-def _report(names=NAMES):
-    model = {"name": "<i>model</i>", "sha256": "ab" * 32, "layers": 30, "d_model": 576}
-    return {
-        "schema": 1,
-        "model": {**model, "d_mlp": 1536},
-        "method": {"name": "tars", "seed": 0, "goal": 0.001, "versions": {"torch": "2.13.0"}},
-        "concepts": [_concept(name) for name in names],
-        "kl": _kl(corpus="wikipedia-en-sample", elsewhere=_kl()),
-        "verified": {
-            "rows_changed": 9,
-            "rows_planned": 9,
-            "others_identical": True,
-            "restored_identical": True,
-        },
-        "cost": {"seconds": 12.0, "peak_rss_bytes": 2e9},
-    }
-
-
 def _worst():
     row = {"window": 0, "position": 3, "kl": 8.5, "names_concept": False}
     texts = {"context": frames.HOSTILE, "token": " null", "next": "</td><script>"}
@@ -125,13 +83,13 @@ def whole(tmp_path_factory):
     }
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
-    (folder / "report.json").write_text(json.dumps(_report()))
+    (folder / "report.json").write_text(json.dumps(a_report()))
     write_report(folder)
     return folder
 
 
 def _bare(tmp_path, report=None):
-    (tmp_path / "report.json").write_text(json.dumps(report or _report()))
+    (tmp_path / "report.json").write_text(json.dumps(report or a_report()))
     return tmp_path
 
 
@@ -228,7 +186,7 @@ def test_vectors_that_the_recipe_did_not_use_are_drawn_for_the_paper_s_method_al
     frames.cosines().assign(threshold=0.19).to_csv(tmp_path / "null.csv", index=False)
     frames.edits().to_csv(tmp_path / "edits.csv", index=False)
     assert _page(_bare(tmp_path)).all("figure") == []
-    report = _report()
+    report = a_report()
     report["method"]["name"] = "paper"
     drawn = [a["id"] for a in _page(_bare(tmp_path, report)).all("figure")]
     assert drawn == ["figure-neurons", "figure-cosines", "figure-trajectory"]
@@ -243,7 +201,7 @@ def test_tables_that_are_not_there_leave_their_section_out(tmp_path):
 
 
 def test_the_verdict_is_that_of_the_figures(tmp_path):
-    report = _report(("Mars", "Venus", "Ceres", "Vesta"))
+    report = a_report(("Mars", "Venus", "Ceres", "Vesta"))
     mars, venus, ceres, vesta = (concept["probes"] for concept in report["concepts"])
     venus["forward"].update(erased=6 / 7, after_max=0.02)
     ceres["reverse"]["kept"] = 0.92
@@ -280,7 +238,7 @@ def test_the_verdict_is_that_of_the_figures(tmp_path):
 
 
 def test_one_answer_that_is_still_said_is_not_removed_however_little_is_kept(tmp_path):
-    report = _report(("Mars",))
+    report = a_report(("Mars",))
     report["concepts"][0]["probes"]["reverse"].update(kept=0.01, said_after=1, said_after_own=1)
     words = _page(_bare(tmp_path, report)).words
     assert "Mars: the name is removed, not all that it leads to." in words
@@ -289,7 +247,7 @@ def test_one_answer_that_is_still_said_is_not_removed_however_little_is_kept(tmp
 
 
 def test_a_run_of_an_earlier_version_is_shown_without_what_is_said(tmp_path):
-    report = _report(("Mars",))
+    report = a_report(("Mars",))
     for figures in report["concepts"][0]["probes"].values():
         for key in [key for key in figures if key.startswith("said_")]:
             del figures[key]
@@ -299,7 +257,7 @@ def test_a_run_of_an_earlier_version_is_shown_without_what_is_said(tmp_path):
 
 
 def test_a_run_without_a_kl_says_so(tmp_path):
-    words = _page(_bare(tmp_path, {**_report(), "kl": None})).words
+    words = _page(_bare(tmp_path, {**a_report(), "kl": None})).words
     assert words.count("Damage on plain text was not measured.") == 2
 
 
@@ -317,17 +275,17 @@ def _without(report, *path):
         (None, "has no report.json"),
         ("{", "can't be read as JSON"),
         ("[]", "has schema None; this version reads schema 1"),
-        (json.dumps({**_report(), "schema": 2}), "has schema 2; this version reads schema 1"),
-        (json.dumps(_without(_report(), "model", "layers")), "model.layers is missing"),
-        (json.dumps({**_report(), "concepts": []}), "concepts is no list, or empty"),
-        (json.dumps({**_report(), "kl": 3}), "kl is no object"),
-        (json.dumps(_without(_report(), "kl", "elsewhere", "max")), "max is missing"),
+        (json.dumps({**a_report(), "schema": 2}), "has schema 2; this version reads schema 1"),
+        (json.dumps(_without(a_report(), "model", "layers")), "model.layers is missing"),
+        (json.dumps({**a_report(), "concepts": []}), "concepts is no list, or empty"),
+        (json.dumps({**a_report(), "kl": 3}), "kl is no object"),
+        (json.dumps(_without(a_report(), "kl", "elsewhere", "max")), "max is missing"),
         (
-            json.dumps(_without(_report(), "concepts", 1, "probes", "reverse", "kept")),
+            json.dumps(_without(a_report(), "concepts", 1, "probes", "reverse", "kept")),
             "concepts.1.probes.reverse.kept is missing",
         ),
-        (json.dumps({**_report(), "cost": {"seconds": "x", "peak_rss_bytes": 1}}), "cost.seconds"),
-        (json.dumps({**_report(), "tables": 5}), "tables is no list"),
+        (json.dumps({**a_report(), "cost": {"seconds": "x", "peak_rss_bytes": 1}}), "cost.seconds"),
+        (json.dumps({**a_report(), "tables": 5}), "tables is no list"),
     ],
 )
 def test_a_folder_that_is_no_run_is_one_message(content, message, tmp_path):
@@ -341,7 +299,7 @@ def test_a_folder_that_is_no_run_is_one_message(content, message, tmp_path):
 def test_a_table_of_an_earlier_run_is_not_drawn(tmp_path):
     frames.depth(NAMES).to_csv(tmp_path / "depth.csv", index=False)
     frames.interference().to_csv(tmp_path / "interference.csv", index=False)
-    (tmp_path / "report.json").write_text(json.dumps({**_report(), "tables": ["interference"]}))
+    (tmp_path / "report.json").write_text(json.dumps({**a_report(), "tables": ["interference"]}))
     assert set(load_run(tmp_path).tables) == {"interference"}
 
 
