@@ -84,7 +84,5 @@ def __getattr__(name: str) -> Any:
     if name not in _ROOMS:
         raise AttributeError(f"module 'tars_lens' has no attribute {name!r}")
     value = getattr(import_module(f"tars_lens.{_ROOMS[name]}"), name)
-    if not isinstance(value, type):
-        value = import_module("tars_lens.common.surroundings").undisturbed(value)
     globals()[name] = value
     return value

@@ -14,6 +14,7 @@ import torch
 from tars_lens.attribution.asked import Wanted, check_leads, edits_of, question
 from tars_lens.attribution.parts import Parts, logit_parts
 from tars_lens.common.errors import TarsError
+from tars_lens.common.surroundings import undisturbed
 from tars_lens.model.lens import Lens, Point
 from tars_lens.model.weights import written
 from tars_lens.patch.patch import Patch
@@ -56,6 +57,7 @@ class DirectAttribution:
         return float(np.nanmax(self.logits[["error_before", "error_after"]].abs().to_numpy()))
 
 
+@undisturbed
 def direct_attribution(
     lens: Lens,
     prompts: str | Sequence[str],

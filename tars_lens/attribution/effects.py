@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tars_lens.attribution.asked import edits_of
 from tars_lens.common.errors import TarsError
+from tars_lens.common.surroundings import undisturbed
 from tars_lens.concept.card import Concept
 from tars_lens.concept.first_tokens import first_token_probability
 from tars_lens.concept.probability import answer_probabilities
@@ -51,6 +52,7 @@ class EditEffects:
         return self.frame.copy()
 
 
+@undisturbed
 def edit_effects(
     lens: Lens,
     patch: Patch,

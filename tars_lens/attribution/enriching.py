@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tars_lens.attribution.asked import edits_of
 from tars_lens.common.errors import TarsError
+from tars_lens.common.surroundings import undisturbed
 from tars_lens.concept.card import Concept
 from tars_lens.method.name import FRAMES
 from tars_lens.model.lens import Batch, Lens, Point
@@ -42,6 +43,7 @@ class Enrichment:
         return self.frame.copy()
 
 
+@undisturbed
 def enrichment(
     lens: Lens,
     concept: Concept,

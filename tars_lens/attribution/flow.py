@@ -18,6 +18,7 @@ from tars_lens.attribution.asked import (
     question,
 )
 from tars_lens.common.errors import TarsError
+from tars_lens.common.surroundings import undisturbed
 from tars_lens.method.targeting import TargetingVector
 from tars_lens.model.lens import Lens, Point
 from tars_lens.model.readings import read_tokens
@@ -69,6 +70,7 @@ class Propagation:
         return pd.DataFrame(rows)
 
 
+@undisturbed
 def propagation(
     lens: Lens,
     prompts: str | Sequence[str],

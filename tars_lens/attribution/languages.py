@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tars_lens.attribution.asked import edits_of
 from tars_lens.common.errors import TarsError
+from tars_lens.common.surroundings import undisturbed
 from tars_lens.concept.card import Concept, Probe, ProbeSet
 from tars_lens.concept.forms import first_tokens
 from tars_lens.evaluation.probes import probe_frame
@@ -45,6 +46,7 @@ class LanguagesByLayer:
         return self.frame.copy()
 
 
+@undisturbed
 def languages_by_layer(
     lens: Lens, concept: Concept, patch: Patch | None = None
 ) -> LanguagesByLayer:

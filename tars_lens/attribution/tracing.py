@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tars_lens.attribution.asked import Question, Wanted, check_leads, edits_of, question
 from tars_lens.common.errors import TarsError
+from tars_lens.common.surroundings import undisturbed
 from tars_lens.model.lens import Lens, Point
 from tars_lens.model.readings import read_tokens
 from tars_lens.model.weights import written
@@ -49,6 +50,7 @@ class CausalTrace:
         return self.frame.copy()
 
 
+@undisturbed
 def causal_trace(
     lens: Lens,
     prompt: str,

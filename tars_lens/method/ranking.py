@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.common.errors import TarsError
+from tars_lens.common.surroundings import undisturbed
 from tars_lens.method.targeting import TargetingVector
 from tars_lens.model.lens import Lens, Role
 from tars_lens.model.weights import Place
@@ -95,6 +96,7 @@ class Null:
         return self.quantiles.copy()
 
 
+@undisturbed
 def rank(
     lens: Lens,
     vectors: Targets,

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tars_lens.common.surroundings import undisturbed
 from tars_lens.concept.card import Concept
 from tars_lens.method.direction import ConceptDirection, concept_direction, near_names
 from tars_lens.method.name import NameNeuron, name_neuron, name_shown
@@ -38,6 +39,7 @@ COPIES = ("{0}, {0}, {0},", "The word is {0}. Again, the word is", "{0} and {0} 
 Neuron = SuppressionNeuron | NameNeuron
 
 
+@undisturbed
 def suppress(
     lens: Lens,
     concept: Concept,

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.common.errors import TarsError
+from tars_lens.common.surroundings import undisturbed
 from tars_lens.concept.card import Concept
 from tars_lens.method.ranking import rank
 from tars_lens.method.targeting import TargetingVector
@@ -14,6 +15,7 @@ from tars_lens.model.weights import Edits, Place, Rows
 from tars_lens.patch.patch import Patch
 
 
+@undisturbed
 def reverse(
     lens: Lens,
     vector: TargetingVector | Float[Tensor, " d_model"],

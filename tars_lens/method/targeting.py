@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tars_lens.common.errors import TarsError, unknown
 from tars_lens.common.files import whole_file
+from tars_lens.common.surroundings import undisturbed
 from tars_lens.concept.card import Concept
 from tars_lens.concept.forms import first_tokens
 from tars_lens.concept.leading import check_leads
@@ -117,6 +118,7 @@ class TargetingVector:
             ) from error
 
 
+@undisturbed
 def target(
     lens: Lens,
     concept: Concept,

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
+from tars_lens.common.surroundings import undisturbed
 from tars_lens.model.lens import Lens
 from tars_lens.model.model_state import flat, model_hashes, model_state, span
 from tars_lens.model.weights import Place
@@ -48,6 +49,7 @@ class Verification:
         return pd.DataFrame([{**asdict(self), "ok": self.ok}])
 
 
+@undisturbed
 def verify(lens: Lens, patches: Patch | Sequence[Patch], *, force: bool = False) -> Verification:
     """Puts patches on the base, in order, compares the whole model, and takes them out again.
 

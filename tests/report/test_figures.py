@@ -104,7 +104,7 @@ def test_the_callers_settings_are_not_touched(tmp_path):
 
 def test_the_same_table_gives_the_same_bytes_in_another_process_and_without_pyplot(tmp_path):
     code = (
-        "import sys; sys.path.insert(0, 'tests'); import test_figures as t\n"
+        "import sys; sys.path[:0] = ['tests', 'tests/report']; import test_figures as t\n"
         "t.save(t._drawn('forward')[0], f'{sys.argv[1]}/f', svg=True)\n"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )

@@ -17,6 +17,7 @@ from tars_lens.attribution.explaining.used import neurons_table, parts_table
 from tars_lens.attribution.explaining.vectors import targeting_tables
 from tars_lens.common.cache import Advance, silent
 from tars_lens.common.errors import TarsError
+from tars_lens.common.surroundings import undisturbed
 from tars_lens.concept.card import Concept
 from tars_lens.evaluation.kl import Divergence
 from tars_lens.evaluation.known import Known
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 _Tables = Mapping[str, pd.DataFrame]
 
 
+@undisturbed
 def explain(
     lens: Lens,
     concepts: Sequence[Concept],

@@ -6,6 +6,7 @@ from typing import Any
 
 from tars_lens.common.cache import Advance, silent
 from tars_lens.common.errors import TarsError
+from tars_lens.common.surroundings import undisturbed
 from tars_lens.concept.card import Concept, forms_in
 from tars_lens.concept.card_making.choosing import Chosen, Kept, Split, choose, dealt, places
 from tars_lens.concept.card_making.sentences import (
@@ -57,6 +58,7 @@ class Draft:
         return toml_text(self.table, self.notes)
 
 
+@undisturbed
 def make_card(
     lens: Lens, name: str, corpus: Corpus | None = None, *, advance: Advance | None = None
 ) -> Draft:
