@@ -46,7 +46,7 @@ def test_there_are_three():
     assert len(_NAMES) == 3
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the kernel's own libraries
 @pytest.mark.parametrize("name", _NAMES)
 def test_a_notebook_runs_on_a_tiny_model(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TARS_LENS_CACHE", str(tmp_path / "cache"))
@@ -60,7 +60,7 @@ def test_a_notebook_runs_on_a_tiny_model(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.real
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the kernel's own libraries
 def test_the_tour_runs_as_it_is_published(tmp_path, monkeypatch):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

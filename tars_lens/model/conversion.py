@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from tars_lens.common.errors import TarsError
+from tars_lens.common.errors import TarsError, reason
 from tars_lens.common.files import write_json
 from tars_lens.model.gguf_checks import check_model, read_header
 
@@ -123,8 +123,8 @@ def _read(file: Path, folder: Path) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(alone, **options)
     except Exception as error:  # an unknown architecture or a damaged tensor fails in any way
         raise TarsError(
-            f"transformers {transformers.__version__} can't read {str(file)!r}: {error}. Convert "
-            "it to a safetensors folder with the tools of its model, and give that folder."
+            f"transformers {transformers.__version__} can't read {str(file)!r}: {reason(error)}. "
+            "Convert it to a safetensors folder with the tools of its model, and give that folder."
         ) from error
     finally:
         shutil.rmtree(alone)

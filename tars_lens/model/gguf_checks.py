@@ -12,7 +12,7 @@ import gguf
 import transformers
 from transformers import modeling_gguf_pytorch_utils
 
-from tars_lens.common.errors import TarsError
+from tars_lens.common.errors import TarsError, reason
 
 _READER: Any = modeling_gguf_pytorch_utils
 _SHOWN = 4
@@ -30,7 +30,7 @@ def read_header(file: Path) -> Any:
         reader = gguf.GGUFReader(file)
     except Exception as error:  # the reader checks little, so a bad file fails in any way
         raise TarsError(
-            f"{str(file)!r} is not a whole GGUF file ({error}): download it again."
+            f"{str(file)!r} is not a whole GGUF file ({reason(error)}): download it again."
         ) from error
     parts = _value(reader, "split.count") or 1
     if parts > 1:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tars_lens.common.errors import TarsError
+from tars_lens.common.errors import TarsError, reason
 from tars_lens.model.folders import read_config
 from tars_lens.model.folders import weight_files as weight_files
 from tars_lens.model.lens import Role
@@ -187,7 +187,7 @@ def _file_tensors(file: Path) -> Iterator[StoredTensor]:
         found = [_stored(file, key, entry, 8 + length, size) for key, entry in header.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TarsError(
-            f"{str(file)!r} is not a whole safetensors file ({error}): download it again."
+            f"{str(file)!r} is not a whole safetensors file ({reason(error)}): download it again."
         ) from error
     yield from found
 

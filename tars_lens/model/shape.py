@@ -123,7 +123,7 @@ def config_of(name: str) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise TarsError(f"cannot read {str(file)!r}: {error}.") from error
+        raise TarsError(f"cannot read {str(file)!r}: {reason(error)}.") from error
     if not isinstance(config, dict):
         raise TarsError(f"{str(file)!r} is not a JSON table.")
     return config

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from tars_lens.common.errors import TarsError
 from tars_lens.common.files import user_path
@@ -46,7 +44,7 @@ def apply_to_checkpoint(
     """
     source, out = user_path(source), user_path(out)
     before = recorded_patches(source)
-    check_new(patches, before, source)
+    _check_new(patches, before, source)
     return _rebuild(source, out, before, before, patches, force=force)
 
 
@@ -61,7 +59,7 @@ def revert_checkpoint(patch: Patch, source: Path | str, out: Path | str) -> Path
     """
     source, out = user_path(source), user_path(out)
     before = recorded_patches(source)
-    return _rebuild(source, out, before, without(patch, before, source))
+    return _rebuild(source, out, before, _without(patch, before, source))
 
 
 def recorded_patches(folder: Path | str) -> list[Patch]:
@@ -70,34 +68,20 @@ def recorded_patches(folder: Path | str) -> list[Patch]:
     Raises:
         TarsError: The record holds a file that isn't a patch, or that wasn't put there by a write.
     """
-    return [Patch.load(file) for file in record_files(folder).values()]
-
-
-def record_files(folder: Path | str) -> dict[int, Path]:
-    """The files of an edited checkpoint's record by their numbers, in the order applied.
-
-    Raises:
-        TarsError: A file there that isn't one of the record's own, or two of one number.
-    """
     found: dict[int, Path] = {}
     for file in sorted((Path(folder) / RECORD).glob("*.safetensors")):
-        number = recorded_number(file.name)
+        own = _RECORDED.fullmatch(file.name)
+        number = int(own[1]) if own else None
         if number is None or number in found:
             raise TarsError(
                 f"{str(file)!r} is no file that tars_lens keeps there: the folder holds the "
                 "checkpoint's own patches alone. Move it elsewhere; `patch apply` puts it on."
             )
         found[number] = file
-    return dict(sorted(found.items()))
+    return [Patch.load(file) for _, file in sorted(found.items())]
 
 
-def recorded_number(name: str) -> int | None:
-    """The number in the name of a record's file, or `None` where it isn't such a name."""
-    own = _RECORDED.fullmatch(name)
-    return int(own[1]) if own else None
-
-
-def check_new(patches: Sequence[Patch], before: Sequence[Patch], source: Path) -> None:
+def _check_new(patches: Sequence[Patch], before: Sequence[Patch], source: Path) -> None:
     """Refuses a patch that a checkpoint has already, and one that is given twice."""
     for index, patch in enumerate(patches):
         if any(_is(patch, other) for other in patches[:index]):
@@ -108,7 +92,7 @@ def check_new(patches: Sequence[Patch], before: Sequence[Patch], source: Path) -
             raise TarsError(f"{patch.label!r} is applied to {str(source)!r} already.")
 
 
-def without(patch: Patch, before: Sequence[Patch], source: Path) -> list[Patch]:
+def _without(patch: Patch, before: Sequence[Patch], source: Path) -> list[Patch]:
     """The recorded patches but this one; refuses one that isn't among them."""
     remaining = [other for other in before if not _is(patch, other)]
     if len(remaining) == len(before):
@@ -120,7 +104,7 @@ def without(patch: Patch, before: Sequence[Patch], source: Path) -> list[Patch]:
     return remaining
 
 
-def on_base(
+def _on_base(
     patches: Sequence[Patch],
     before: Sequence[Patch],
     slots: dict[Place, Slot],
@@ -133,17 +117,6 @@ def on_base(
     That is what a patch was made on, unless it is forced onto another base. Only with the rows,
     the hashes and the dtype of that one can it be taken out again. On the way every matrix that
     the checkpoint's own patches touch is proven to be, without them, what they were put on.
-
-    Args:
-        patches: What is to be put on top, if anything.
-        before: What the checkpoint has already; all fit its shapes.
-        slots: The checkpoint's matrices.
-        folder: The checkpoint, for messages.
-        force: Take patches of another base, with a warning.
-
-    Raises:
-        TarsError: A checkpoint that was changed since its patches were applied, or a patch that
-            was made for another base.
     """
     edits: list[dict[Place, PatchRows]] = [{} for _ in patches]
     hashes: list[dict[Place, str]] = [{} for _ in patches]
@@ -154,7 +127,7 @@ def on_base(
             if place in patch.edits:
                 check_base(patch, place, slot, digest, force)
                 rows = patch.edits[place]
-                old = as_tensor(whole[rows.neurons.numpy()], slot)
+                old = torch.from_numpy(whole[rows.neurons.numpy()]).view(slot.dtype)
                 if not old.isfinite().all():  # a record of it couldn't be read again
                     raise TarsError(
                         f"{str(folder)!r} holds a row in {slot.tensor.key} that is not finite, "
@@ -184,11 +157,6 @@ def _undone(
     return whole, digest
 
 
-def as_tensor(bits: np.ndarray, slot: Slot) -> Float[Tensor, "rows d_model"]:
-    """Rows of a matrix, as `Slot.matrix` gives them, in its dtype."""
-    return torch.from_numpy(np.ascontiguousarray(bits)).view(slot.dtype)
-
-
 def _is(patch: Patch, recorded: Patch) -> bool:
     """Whether a recorded patch is this one, on whatever base it was put."""
     if patch.edits.keys() != recorded.edits.keys():
@@ -215,7 +183,7 @@ def _rebuild(
     for patch in (*before, *chosen):
         for place, rows in patch.edits.items():
             check_fits(patch, there, place, rows, source)
-    after = [*left, *on_base(chosen, before, there, source, force=force)]
+    after = [*left, *_on_base(chosen, before, there, source, force=force)]
     undo = before[::-1]  # of a shared row the first patch knows the base's, and so comes last
     places = {place for patch in (*before, *after) for place in patch.edits}
     with whole_folder(out) as folder:
@@ -236,11 +204,6 @@ def _rebuild(
 def _record(folder: Path, patches: Sequence[Patch]) -> None:
     shutil.rmtree(folder / RECORD, ignore_errors=True)
     for index, patch in enumerate(patches):
-        patch.save(folder / RECORD / record_name(index, patch))
-
-
-def record_name(index: int, patch: Patch) -> str:
-    """What a patch's file in the record is called; the order of names is that of the patches."""
-    # a label is free text: a slash in it must not lead out of the folder
-    name = "".join(c if c.isalnum() or c in " +-." else "_" for c in patch.label)[:40]
-    return f"{index:03d}_{name}.safetensors"
+        # a label is free text: a slash in it must not lead out of the folder
+        name = "".join(c if c.isalnum() or c in " +-." else "_" for c in patch.label)[:40]
+        patch.save(folder / RECORD / f"{index:03d}_{name}.safetensors")

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
-from tars_lens.common.errors import TarsError
+from tars_lens.common.errors import TarsError, reason
 from tars_lens.model.weights import Edits, Place, Rows
 
 Kind = TypeVar("Kind", bound="Edit")
@@ -142,7 +142,7 @@ def plain_values(name: str, value: Any) -> Any:
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise TarsError(f"a patch's {name} must be JSON values: {error}.") from error
+        raise TarsError(f"a patch's {name} must be JSON values: {reason(error)}.") from error
 
 
 def _frame(place: Place, rows: PatchRows) -> pd.DataFrame:

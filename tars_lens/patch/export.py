@@ -179,18 +179,9 @@ def mismatch(patch: Patch, place: Place, slot: Slot, actual: str) -> str:
     return ""
 
 
-def write_slot(slot: Slot, rows: PatchRows, *, flush: bool = False) -> None:
-    """Writes the new rows over those in the file that the slot stands in.
-
-    Args:
-        slot: Where.
-        rows: What.
-        flush: Return when they are on the disk, not in the system's cache alone.
-    """
-    whole = slot.tensor.bits("r+")
-    slot.view(whole)[rows.neurons.numpy()] = _bits(rows.new, slot)
-    if flush:
-        whole.flush()
+def write_slot(slot: Slot, rows: PatchRows) -> None:
+    """Writes the new rows over those in the file that the slot stands in."""
+    slot.view(slot.tensor.bits("r+"))[rows.neurons.numpy()] = _bits(rows.new, slot)
 
 
 def check_copied(slot: Slot, base: Slot, rows: Mapping[int, np.ndarray]) -> None:
@@ -207,15 +198,10 @@ def check_copied(slot: Slot, base: Slot, rows: Mapping[int, np.ndarray]) -> None
     expected = base.view(base.tensor.bits("c"))
     expected[list(rows)] = list(rows.values())
     if not np.array_equal(slot.view(slot.tensor.bits()), expected):
-        raise unread(slot)
-
-
-def unread(slot: Slot) -> TarsError:
-    """That a matrix isn't what was written to it."""
-    return TarsError(
-        f"{slot.tensor.key} doesn't read back from {str(slot.tensor.file)!r} as it was "
-        "written: check the disk, and try again."
-    )
+        raise TarsError(
+            f"{slot.tensor.key} doesn't read back from {str(slot.tensor.file)!r} as it was "
+            "written: check the disk, and try again."
+        )
 
 
 def _bits(values: Float[Tensor, "rows d_model"], slot: Slot) -> np.ndarray:

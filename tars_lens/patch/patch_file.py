@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tars_lens.common.errors import TarsError
+from tars_lens.common.errors import TarsError, reason
 from tars_lens.common.files import user_path, whole_file
 from tars_lens.model.layout import DTYPES
 from tars_lens.model.placement import free_bytes
@@ -67,7 +67,7 @@ def load(path: Path | str) -> dict[str, Any]:
         raise TarsError(f"no patch file {str(path)!r}.") from error
     except (OSError, SafetensorError) as error:
         raise TarsError(
-            f"{str(path)!r} is not a whole safetensors file ({error}): copy it again."
+            f"{str(path)!r} is not a whole safetensors file ({reason(error)}): copy it again."
         ) from error
     if metadata is None:
         _refuse(path, "it is a safetensors file, but not a patch")
@@ -100,7 +100,7 @@ def _header(path: Path | str, metadata: str) -> dict[str, Any]:
         # NaN, 1e999 and half a surrogate pair are read without a word, and can't be written again
         json.dumps(header, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
-        _refuse(path, f"its metadata is not JSON ({error})")
+        _refuse(path, f"its metadata is not JSON ({reason(error)})")
     if not isinstance(header, dict) or "format" not in header:
         _refuse(path, "its metadata names no format version")
     if type(header["format"]) is not int or header["format"] != FORMAT:

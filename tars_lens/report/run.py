@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from tars_lens.common.errors import TarsError
+from tars_lens.common.errors import TarsError, reason
 from tars_lens.common.files import user_path
 
 SCHEMA = 1
@@ -134,7 +134,7 @@ def _report(folder: Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise TarsError(
-            f"{str(path)!r} can't be read as JSON: {error}. Run erase again."
+            f"{str(path)!r} can't be read as JSON: {reason(error)}. Run erase again."
         ) from error
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         given = report.get("schema") if isinstance(report, dict) else None
@@ -185,7 +185,7 @@ def _table(path: Path, name: str) -> pd.DataFrame:
         return pd.DataFrame()
     except (OSError, ValueError) as error:
         raise TarsError(
-            f"{str(path)!r} can't be read as a table: {error}. Run erase again."
+            f"{str(path)!r} can't be read as a table: {reason(error)}. Run erase again."
         ) from error
     texts, numbers, truths = (columns.split() for columns in _TABLES[name])
     lacking = [c for c in (*texts, *numbers, *truths) if c not in frame]

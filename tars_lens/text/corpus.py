@@ -10,7 +10,7 @@ from typing import Any
 
 from tars_lens.common import cache
 from tars_lens.common.cache import Advance
-from tars_lens.common.errors import TarsError
+from tars_lens.common.errors import TarsError, reason
 from tars_lens.common.files import user_path
 from tars_lens.common.text import plain, read_text, unreadable
 from tars_lens.model.catalogue import WIKIPEDIA, WIKIPEDIA_BYTES, WIKIPEDIA_SHA256
@@ -137,7 +137,7 @@ def _jsonl_text(line: str, where: str) -> str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise TarsError(f"{where} is not JSON: {error}.") from error
+        raise TarsError(f"{where} is not JSON: {reason(error)}.") from error
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise TarsError(f"{where} must be an object with the text under the key 'text'.")

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import mwparserfromhell
 from mwparserfromhell import nodes
 
-from tars_lens.common.errors import TarsError
+from tars_lens.common.errors import TarsError, reason
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,9 @@ def articles(dump: Path) -> Iterator[str]:
     except TarsError:
         raise
     except (OSError, EOFError, LookupError, ValueError, ElementTree.ParseError) as error:
-        raise TarsError(f"cannot read {str(dump)!r} to its end: {error}. {_REMEDY}") from error
+        raise TarsError(
+            f"cannot read {str(dump)!r} to its end: {reason(error)}. {_REMEDY}"
+        ) from error
 
 
 def prose(wikitext: str) -> str:

@@ -26,7 +26,7 @@ from tars_lens.experiments.searching import (
 )
 from tars_lens.method.settings import Settings, setting_value
 
-pytest.importorskip("optuna")
+pytest.importorskip("optuna", reason="optuna is an extra")
 
 SMALL = {"said_reversal": (1.0, 2.0, 4.0), "write_ridge": (0.01, 0.1)}
 
