@@ -214,6 +214,11 @@ def kl():
     return pd.Series(np.random.default_rng(3).lognormal(-8.3, 1.7, 25_600))
 
 
+def silence():
+    kl = np.geomspace(1e-12, 1e-2, 40)
+    return pd.DataFrame({"kl": kl, "bound": 30 * kl**0.9})
+
+
 def growth(concepts=("Saturn", "Sherlock $x$", "Paris", "Einstein", "oxygen")):
     names = ("median", "mean", "p95", "p99", "max")
     rows = [

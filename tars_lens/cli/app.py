@@ -7,6 +7,7 @@ from collections.abc import Callable
 import typer
 
 from tars_lens.cli.card import card
+from tars_lens.cli.certify import certify
 from tars_lens.cli.chat import chat
 from tars_lens.cli.compare import compare
 from tars_lens.cli.erase import erase
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(erase, inspect, evaluate, compare, report, neuron, chat, card),
+    *(erase, inspect, evaluate, compare, certify, report, neuron, chat, card),
     *(concepts, models, plan, sweep, search),
 )
 for command in COMMANDS:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tars_lens.evaluation.control_edits import controls
     from tars_lens.evaluation.measure import Measure, Result
     from tars_lens.evaluation.registry import MEASURES
+    from tars_lens.evaluation.silence import Certificate, certify
     from tars_lens.evaluation.subject import Subject, checkpoint, patched, untouched
     from tars_lens.evaluation.suites import FULL, QUICK, Suite
 
@@ -22,6 +23,8 @@ _FILES = {
     "Measure": "measure",
     "Result": "measure",
     "MEASURES": "registry",
+    "Certificate": "silence",
+    "certify": "silence",
     "Subject": "subject",
     "checkpoint": "subject",
     "patched": "subject",
@@ -35,11 +38,13 @@ __all__ = [
     "FULL",
     "MEASURES",
     "QUICK",
+    "Certificate",
     "Evaluation",
     "Measure",
     "Result",
     "Subject",
     "Suite",
+    "certify",
     "checkpoint",
     "controls",
     "evaluate",

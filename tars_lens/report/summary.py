@@ -1,11 +1,14 @@
 """The report as a person reads it in a terminal; plain text in a pipe."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+
+from tars_lens.common.printable import printable, visible
 
 NONE = "-"
 
@@ -29,6 +32,34 @@ def print_summary(report: dict[str, Any], console: Console) -> None:
     """Prints `summary`, with a blank line before; in a pipe a note is one line."""
     console.print()
     console.print(summary(report), soft_wrap=not console.is_terminal)
+
+
+def print_certificate(
+    figures: dict[str, Any], spoken: Iterable[dict[str, Any]], console: Console
+) -> None:
+    """Prints what `Certificate.figures` has, and some positions at which the last layer speaks."""
+    lines = [
+        f"On {figures['tokens']:,} tokens of {figures['corpus']}, {share(figures['unchanged'])} of "
+        f"the predictions are the base's to the bit, and "
+        f"{share(figures['unchanged_from_silenced'])} those of the base with the edited neurons "
+        f"silenced, which alone moves them by {figures['hosts_kl_mean']:.2g} nats on average "
+        f"(of {figures['mean']:.2g})."
+    ]
+    if last := figures["last_layer"]:
+        lines.append(
+            f"The last layer's neurons ({len(last['neurons'])}) are silent on "
+            f"{share(last['silent'])}. Where they speak, their activations bound the KL by at most "
+            f"{last['bound']['max']:.2g} nats; it is at most {last['kl']['max']:.2g}. The bound "
+            f"{'holds' if last['held'] else 'IS BROKEN'} at every position."
+        )
+    table = Table("neuron", "after", "would say", "says", "KL (nats)", "bound")
+    for row in spoken:
+        read = " ".join(printable(f"{row['context'][-40:]}{row['token']}").split())
+        said = (visible(row[key]) for key in ("says_base", "says_edited"))
+        numbers = (f"{row[key]:.2g}" for key in ("kl", "bound"))
+        table.add_row(row["neuron"], *(escape(text) for text in (f"...{read}", *said)), *numbers)
+    parts: list[RenderableType] = [Text(line) for line in lines]
+    console.print(Group(*parts, *([table] if table.rows else [])), soft_wrap=True)
 
 
 def notes(report: dict[str, Any]) -> list[str]:

@@ -36,6 +36,7 @@ DRAWN = {
     "directions": (figures.directions, frames.probes, 1),
     "growth": (figures.kl_by_concepts, frames.growth, 2),
     "kl": (figures.kl_distribution, lambda: figures.kl_histogram(frames.kl()), 1),
+    "silence": (figures.silence_bound, frames.silence, 1),
     "trajectory": (figures.refinement_trajectory, frames.trajectory, 2),
     "cosines": (figures.cosine_distribution, frames.cosines, 1),
     "neurons": (figures.neurons_by_layer, frames.edits, 1),

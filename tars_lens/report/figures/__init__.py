@@ -8,7 +8,7 @@ tars_lens.report.style.save(figure, "forward")
 from tars_lens.evaluation.spread import cosine_frame, kl_histogram
 from tars_lens.report.figures.capacity import capacity
 from tars_lens.report.figures.choices import ablation
-from tars_lens.report.figures.damage import kl_by_concepts, kl_distribution
+from tars_lens.report.figures.damage import kl_by_concepts, kl_distribution, silence_bound
 from tars_lens.report.figures.depths import language_depths
 from tars_lens.report.figures.effect import (
     depth,
@@ -51,4 +51,5 @@ __all__ = [
     "propagation_map",
     "refinement_trajectory",
     "rows_height",
+    "silence_bound",
 ]

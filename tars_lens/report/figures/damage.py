@@ -87,6 +87,34 @@ def kl_distribution(
 
 
 @styled
+def silence_bound(frame: pd.DataFrame, axes: Axes) -> Axes:
+    """What a certificate promises against what was measured, a point for each position.
+
+    Args:
+        frame: Positions at which the last layer speaks: kl, bound (nats).
+        axes: Where to draw; both of its axes become logarithmic.
+
+    Raises:
+        TarsError: A column is missing.
+    """
+    need(frame, "silence_bound", "kl", "bound")
+    shown = frame[frame["bound"] > 0]
+    if shown.empty:
+        return nothing(axes, "the last layer is silent at every position")
+    kl, bound = shown["kl"].clip(lower=_LEAST), shown["bound"].clip(lower=_LEAST)
+    axes.scatter(kl, bound, s=6, color=BLUE, alpha=0.6, linewidths=0)
+    ends = [_LEAST, max(float(bound.max()), 10 * _LEAST) * 2]
+    axes.plot(ends, ends, color=INK, linewidth=1)
+    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+    for axis in (axes.xaxis, axes.yaxis):
+        plain_logarithm(axis)
+        axis.set_minor_locator(NullLocator())
+    axis_label(axes, "x", "measured KL (nats)", f"n = {len(shown):,} positions that speak")
+    axes.set_ylabel("bound by activations (nats)")
+    return axes
+
+
+@styled
 def kl_by_concepts(frame: pd.DataFrame, axes: Any) -> Any:
     """How the divergence on plain text grows with every further concept that is removed.
 
