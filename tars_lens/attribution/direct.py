@@ -12,10 +12,10 @@ import pandas as pd
 import torch
 
 from tars_lens.attribution.asked import Wanted, check_leads, edits_of, question
-from tars_lens.attribution.parts import Parts, logit_parts
 from tars_lens.common.errors import TarsError
 from tars_lens.common.surroundings import undisturbed
 from tars_lens.model.lens import Lens, Point
+from tars_lens.model.logit_parts import Parts, logit_parts
 from tars_lens.model.weights import written
 from tars_lens.patch.patch import Patch
 

@@ -4,6 +4,7 @@ from tars_lens.evaluation.measure import Measure
 from tars_lens.evaluation.measures import (
     attacks,
     fluency,
+    hidden,
     logit_lens,
     neighbours,
     patch_back,
@@ -24,6 +25,7 @@ MEASURES: tuple[Measure, ...] = (
     *plain_text.MEASURES,
     *fluency.MEASURES,
     *logit_lens.MEASURES,
+    *hidden.MEASURES,
     *vectors.MEASURES,
     *patch_back.MEASURES,
     *steering.MEASURES,

@@ -77,6 +77,12 @@ def notes(report: dict[str, Any]) -> list[str]:
     near = report["measures"].get("neighbour", {}).get(ours, {}).get("distances", {})
     if near:
         found.append(f"Neighbours kept: {'; '.join(distance_lines(near))}.")
+    fall = report["measures"].get("hidden", {}).get(ours, {})
+    if fall.get("share_lost") is not None:
+        found.append(
+            f"Hidden or removed: {fall['share_lost']:.0%} of what took the logit down by "
+            f"{fall['fall']:.1f} is support lost, the rest is said against the concept."
+        )
     if BLOCKED in report["verdicts"]:
         found += _beaten(report)
     return found

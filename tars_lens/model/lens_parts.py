@@ -69,6 +69,13 @@ def final_normed(lens: Lens, rows: Float[Tensor, "rows d_model"]) -> Float[Tenso
     return lens.model.ln_final(rows.to(lens.dtype)[None])[0]
 
 
+def final_norm_weights(
+    lens: Lens,
+) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]:
+    """The gain and the bias of the final norm, in float64; see `HeldNorm`."""
+    return _weights(lens, lens.model.ln_final)
+
+
 def held_final_norm(lens: Lens, rows: Float[Tensor, "rows d_model"]) -> HeldNorm:
     """The final norm at the scale that it gives these rows."""
     return _held(lens, lens.model.ln_final, rows)
@@ -93,10 +100,7 @@ def held_post_norm(
 @torch.no_grad()
 def _held(lens: Lens, norm: Any, rows: Float[Tensor, "rows d_model"]) -> HeldNorm:
     """Reads the scale off what the norm makes of the rows, whatever its epsilon and its offset."""
-    gain = lens.norm_gain(norm).double()
-    bias = lens_checks.weight(norm, "b")
-    bias = lens_checks.weight(norm, "bias") if bias is None else bias
-    shift = torch.zeros_like(gain) if bias is None else bias.detach().double()
+    gain, shift = _weights(lens, norm)
     out = norm(rows.to(lens.dtype)[None])[0].double() - shift
     unscaled = rows.to(lens.dtype).double()
     if lens.centres:
@@ -104,3 +108,10 @@ def _held(lens: Lens, norm: Any, rows: Float[Tensor, "rows d_model"]) -> HeldNor
     unscaled = unscaled * gain
     inverse = (out * unscaled).sum(dim=-1) / unscaled.square().sum(dim=-1)
     return HeldNorm(inverse, gain, shift, lens.centres)
+
+
+def _weights(lens: Lens, norm: Any) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]:
+    gain = lens.norm_gain(norm).detach().to(torch.float64, copy=True)
+    bias = lens_checks.weight(norm, "b")
+    bias = lens_checks.weight(norm, "bias") if bias is None else bias
+    return gain, torch.zeros_like(gain) if bias is None else bias.detach().double()

@@ -15,7 +15,6 @@ from tiny import (
     tiny_lens,
 )
 
-from tars_lens.attribution.parts import logit_parts
 from tars_lens.common.errors import TarsError
 from tars_lens.model.lens import Batch, Lens, Point
 from tars_lens.model.lens_parts import (
@@ -24,6 +23,7 @@ from tars_lens.model.lens_parts import (
     held_post_norm,
     unembedding_bias,
 )
+from tars_lens.model.logit_parts import logit_parts
 from tars_lens.model.weights import Rows, written
 
 GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3")

@@ -1,6 +1,6 @@
 """Depth by relearning: how much of the concept a short fine-tuning brings back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,13 @@ from tars_lens.evaluation.asking import asked_rows
 from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.finetuning import fine_tune
 from tars_lens.evaluation.measure import Measure, Result
+from tars_lens.evaluation.measures.hidden import (
+    Standing,
+    fall_figures,
+    fallen,
+    no_falls,
+    standing,
+)
 from tars_lens.evaluation.near import unrelated
 from tars_lens.evaluation.questions import Question
 from tars_lens.evaluation.restoring import restored
@@ -31,7 +38,8 @@ def relearning(context: Context) -> Result:
     Three trainings of the subject: on paragraphs about the concept, on four fifths of the facts
     (asked of the last fifth), and on as many paragraphs about other things, which should bring
     back nothing. The base is trained on the first two, and on the paragraphs with an invented name
-    in place of the concept's: what training gives a name that was never known.
+    in place of the concept's: what training gives a name that was never known. `hidden` says what
+    the fall of the concept's logit is made of before and after the training on paragraphs.
     """
     base, suite, seed = context.base, context.suite, context.seed
     texts = [text for concept in base.concepts for text in base.paragraphs(concept)]
@@ -47,15 +55,19 @@ def relearning(context: Context) -> Result:
     items = pd.DataFrame({"concept": [q.concept for q in asked], "kind": [q.kind for q in asked]})
     items["prompt"] = [q.prompt for q in asked]
     items["held_apart"] = pd.Series(held, dtype=bool)  # where nothing is asked as well
+    stands = [(concept.name, standing(context, concept)) for concept in base.concepts]
+    falls = _Falls([(name, found) for name, found in stands if found is not None])
     with context.edited() as lens:
         items["p_after"] = trained.said(lens)
-        items["p_text"] = trained(lens, texts)
+        falls(lens)
+        items["p_text"] = trained(lens, texts, falls)
         items["p_facts"] = trained(lens, taught)
         items["p_benign"] = trained(lens, benign)
     items["p_base_text"], items["p_base_facts"] = before["text"], before["facts"]
     values = items[["p_text", "p_base_text", "p_after"]].to_numpy(float)
     figures = {
         **_figures(items),
+        "hidden": dict(zip(("before", "after"), falls.figures(), strict=True)),
         "invented": invented,
         "paragraphs": len(texts),
         "epochs": suite.epochs,
@@ -70,15 +82,35 @@ class _Trained:
     def __init__(self, context: Context, asked: Sequence[Question]) -> None:
         self.context, self.asked = context, asked
 
-    def __call__(self, lens: Lens, texts: Sequence[str]) -> list[float]:
+    def __call__(
+        self, lens: Lens, texts: Sequence[str], look: Callable[[Lens], None] | None = None
+    ) -> list[float]:
         with restored(lens):
             fine_tune(lens, texts, self.context.suite, seed=self.context.seed)
+            if look is not None:
+                look(lens)
             return self.said(lens)
 
     def said(self, lens: Lens) -> list[float]:
         prompts, answers = [q.prompt for q in self.asked], [q.answers for q in self.asked]
         found: list[float] = answer_probabilities(lens, prompts, answers).probability.tolist()
         return found
+
+
+class _Falls:
+    """Takes the fall of every concept's logit apart, each time that it is called."""
+
+    def __init__(self, stands: Sequence[tuple[str, Standing]]) -> None:
+        self.stands = stands
+        self.seen: list[pd.DataFrame] = []
+
+    def __call__(self, lens: Lens) -> None:
+        found = [fallen(lens, stand, name) for name, stand in self.stands]
+        self.seen.append(pd.concat(found, ignore_index=True) if found else no_falls())
+
+    def figures(self) -> list[dict[str, Any]]:
+        """One a call."""
+        return [fall_figures(items) for items in self.seen]
 
 
 def _asked(context: Context) -> list[Question]:

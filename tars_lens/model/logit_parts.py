@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
@@ -11,10 +12,44 @@ from tars_lens.model.lens import Batch, Lens, Point, Site
 from tars_lens.model.lens_parts import (
     HeldNorm,
     attention_output,
+    final_norm_weights,
     held_final_norm,
     held_post_norm,
     unembedding_bias,
 )
+
+
+class Reader(NamedTuple):
+    """What reads one token's logit off the final residual stream of each prompt, in float64.
+
+    Attributes:
+        rows: The token's row of the unembedding, `[batch, d_model]`.
+        gain: The final norm's, `[d_model]`.
+        shift: The final norm's bias, `[d_model]`.
+        bias: The unembedding's bias of the token, `[batch]`.
+    """
+
+    rows: Float64[Tensor, "batch d_model"]
+    gain: Float64[Tensor, " d_model"]
+    shift: Float64[Tensor, " d_model"]
+    bias: Float64[Tensor, " batch"]
+
+
+def reader_of(lens: Lens, tokens: Sequence[int], *, centred: bool = False) -> Reader:
+    """The model's own reader of some tokens, one a prompt, as its weights stand now.
+
+    Args:
+        lens: The model.
+        tokens: The token of each prompt.
+        centred: Read the logit less the mean of all logits, which no common shift of them moves.
+    """
+    gain, shift = final_norm_weights(lens)
+    rows, bias = lens.unembedding[:, list(tokens)].T.double(), unembedding_bias(lens)
+    constant = rows.new_zeros(len(rows)) if bias is None else bias[list(tokens)].double()
+    if centred:
+        rows = rows - lens.unembedding.mean(dim=1).double()
+        constant = constant if bias is None else constant - bias.double().mean()
+    return Reader(rows, gain, shift, constant)
 
 
 @dataclass(frozen=True)
@@ -31,6 +66,7 @@ class Parts:
         neurons: The same by neuron.
         mlp_bias: The bias of the MLP's output, where the model has one.
         bias: Of the final norm and of the unembedding.
+        inverse_scale: One over the final norm's scale, at which all of them are held.
     """
 
     logit: Float64[Tensor, " batch"]
@@ -42,6 +78,7 @@ class Parts:
     neurons: Float64[Tensor, "layers batch d_mlp"]
     mlp_bias: Float64[Tensor, "layers batch"] | None
     bias: Float64[Tensor, " batch"]
+    inverse_scale: Float64[Tensor, " batch"]
 
     @property
     def coarse_error(self) -> Float64[Tensor, " batch"]:
@@ -65,22 +102,25 @@ class Parts:
 
 
 @torch.no_grad()
-def logit_parts(lens: Lens, batch: Batch, tokens: Sequence[int]) -> Parts:
+def logit_parts(
+    lens: Lens, batch: Batch, tokens: Sequence[int], reader: Reader | None = None
+) -> Parts:
     """Runs the model as it stands once, and takes one token's logit after each prompt apart.
 
     Args:
         lens: The model.
         batch: Prompts.
         tokens: The token of each prompt.
+        reader: Read the stream with these weights; with the model's own by default.
     """
+    reader = reader or reader_of(lens, tokens)
     layers = range(lens.n_layers)
     start, end = Point("resid_pre", 0), Point("resid_post", lens.n_layers - 1)
     sites: tuple[Site, ...] = ("attn_z", "attn_out", "mlp_post", "mlp_out")
     points = [Point(site, layer) for layer in layers for site in sites]
     seen = lens.capture(batch.ids, [start, *points, end], positions=batch.last)
-    norm = held_final_norm(lens, seen[end])
-    unembedding = lens.unembedding[:, list(tokens)].T.double()
-    direction = norm.pulled_back(unembedding)
+    norm = held_final_norm(lens, seen[end])._replace(gain=reader.gain)
+    direction = norm.pulled_back(reader.rows)
     heads, attention_bias = zip(
         *(_by_head(lens, layer, seen[Point("attn_z", layer)], direction) for layer in layers),
         strict=True,
@@ -89,10 +129,6 @@ def logit_parts(lens: Lens, batch: Batch, tokens: Sequence[int]) -> Parts:
         *(_by_neuron(lens, layer, seen[Point("mlp_post", layer)], direction) for layer in layers),
         strict=True,
     )
-    constant = unembedding @ norm.bias
-    bias = unembedding_bias(lens)
-    if bias is not None:
-        constant = constant + bias[list(tokens)].double()
     return Parts(
         logit=_logit(lens, seen[end], tokens),
         embedding=_dot(seen[start], direction),
@@ -102,7 +138,8 @@ def logit_parts(lens: Lens, batch: Batch, tokens: Sequence[int]) -> Parts:
         mlp=torch.stack([_dot(seen[Point("mlp_out", k)], direction) for k in layers]),
         neurons=torch.stack(neurons),
         mlp_bias=_stacked(mlp_bias),
-        bias=constant,
+        bias=reader.rows @ reader.shift + reader.bias,
+        inverse_scale=norm.inverse_scale,
     )
 
 
