@@ -8,10 +8,15 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 # tests must not wait for a hub that may be out of reach
 offline = HF_HUB_OFFLINE=1
 
+site = NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs
+
 # the oldest supported TransformerLens, and the only supported line that has HookedTransformer
 TL3 = 3.9.0
 
-.PHONY: setup demo test test-tl3 fuzz bench bench-8b paper notebooks clean
+# tests are mostly Python, so two processes of one thread each beat one of two; more need 3 GB each
+WORKERS = 2
+
+.PHONY: setup demo test test-tl3 docs fuzz bench bench-8b paper notebooks clean
 
 setup: .venv/.stamp
 
@@ -23,8 +28,13 @@ test: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	$(offline) .venv/bin/python -m pytest
+	$(site) build --strict --quiet
+	$(offline) OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist worksteal
 	$(MAKE) test-tl3
+
+# the documentation as a site, at http://127.0.0.1:8000
+docs: setup
+	$(site) serve
 
 test-tl3: .venv-tl3/.stamp
 	$(offline) .venv-tl3/bin/python -m pytest tests/model/test_lens_contract.py

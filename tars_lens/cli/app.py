@@ -20,6 +20,7 @@ from tars_lens.cli.patch import app as patch
 from tars_lens.cli.plan import plan
 from tars_lens.cli.report import report
 from tars_lens.cli.search import search
+from tars_lens.cli.serve import serve
 from tars_lens.cli.sweep import sweep
 from tars_lens.common.errors import TarsError
 
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(erase, inspect, evaluate, compare, certify, report, neuron, chat, card),
+    *(erase, inspect, evaluate, compare, certify, report, serve, neuron, chat, card),
     *(concepts, models, plan, sweep, search),
 )
 for command in COMMANDS:
