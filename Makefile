@@ -29,7 +29,7 @@ test: setup
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	$(site) build --strict --quiet
-	$(offline) OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist worksteal
+	$(offline) OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
 	$(MAKE) test-tl3
 
 # the documentation as a site, at http://127.0.0.1:8000

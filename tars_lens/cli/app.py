@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import typer
 
+from tars_lens.cli.audit import audit
 from tars_lens.cli.card import card
 from tars_lens.cli.certify import certify
 from tars_lens.cli.chat import chat
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(erase, inspect, evaluate, compare, certify, report, serve, neuron, chat, card),
+    *(erase, inspect, evaluate, compare, certify, audit, report, serve, neuron, chat, card),
     *(concepts, models, plan, sweep, search),
 )
 for command in COMMANDS:

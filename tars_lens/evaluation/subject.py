@@ -95,6 +95,17 @@ def checkpoint(base: Lens, edited: Lens) -> Subject:
     Raises:
         TarsError: It has another shape or another tokenizer, so that nothing can be compared.
     """
+    check_alike(base, edited)
+    edits = _difference(base, edited)
+    return Subject("edited", lambda _: nullcontext(edited), edits, weights_digest(edited))
+
+
+def check_alike(base: Lens, edited: Lens) -> None:
+    """Refuses two models of which one can't be an edit of the other.
+
+    Raises:
+        TarsError: They differ in shape or tokenizer.
+    """
     for what in ("n_layers", "d_model", "d_mlp", "d_vocab", "roles"):
         ours, theirs = getattr(base, what), getattr(edited, what)
         if ours != theirs:
@@ -108,8 +119,6 @@ def checkpoint(base: Lens, edited: Lens) -> Subject:
             f"{edited.name} reads text with another tokenizer than {base.name}: their next tokens "
             "can't be compared. Save the base's tokenizer beside the edited weights."
         )
-    edits = _difference(base, edited)
-    return Subject("edited", lambda _: nullcontext(edited), edits, weights_digest(edited))
 
 
 def weights_digest(lens: Lens) -> str:

@@ -62,6 +62,30 @@ def print_certificate(
     console.print(Group(*parts, *([table] if table.rows else [])), soft_wrap=True)
 
 
+def print_audit(found: dict[str, Any], console: Console) -> None:
+    """Prints what `Audit.to_dict` has."""
+    rows, differing = found["found"], found["differing"]
+    lines = [
+        f"{len(rows) or 'None'} of {found['neurons']:,} neurons of {found['model']} "
+        f"{'looks' if len(rows) == 1 else 'look'} planted."
+    ]
+    if differing is not None:
+        seen = sum(row["suspicious"] for row in differing)
+        others = ", ".join(found["others"][:5]) or "none"
+        more = f" and {len(found['others']) - 5} more" if len(found["others"]) > 5 else ""
+        lines.append(
+            f"{len(differing):,} MLP vectors differ from the base, {seen} of them in neurons that "
+            f"look planted; other tensors that differ: {others}{more}."
+        )
+    table = Table("neuron", "why", "gate over in, nats", "silences", "reads")
+    for row in rows:
+        factor = "-" if row["imbalance"] is None else f"{row['imbalance']:.1f}"
+        said = (escape(printable(row[key])) for key in ("silences", "reads"))
+        table.add_row(row["neuron"], row["why"], factor, *said)
+    parts: list[RenderableType] = [Text(line) for line in lines]
+    console.print(Group(*parts, *([table] if rows else [])), soft_wrap=True)
+
+
 def notes(report: dict[str, Any]) -> list[str]:
     """What a reader must know beside the figures: what was not known, and what fell short."""
     found = []
