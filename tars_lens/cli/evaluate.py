@@ -42,6 +42,10 @@ def evaluate(
             "patches."
         ),
     ] = None,
+    questions: Annotated[
+        list[Path] | None,
+        path_option("An exam in place of the battery: a JSON file of questions; may be repeated."),
+    ] = None,
     suite: SuiteName = "quick",
     out: Annotated[Path, path_option("Where figures and tables go.")] = Path("runs/evaluate"),
     seed: Seed = 0,
@@ -56,6 +60,9 @@ def evaluate(
 ) -> None:
     """Examine an edited model: is the concept gone or hidden, what else went, what comes back."""
     _check(patches, edited, fail_under)
+    if questions:
+        _examine(questions, (model, edited, patches or [], force), out, resume, quiet, fail_under)
+        return
     from tars_lens.common.files import results_folder
     from tars_lens.evaluation.suites import suite_called
 
@@ -83,6 +90,36 @@ def evaluate(
         print_summary(found.report, console())
         tell_written(out, written)
     _judge(found.score, fail_under)
+
+
+def _examine(
+    files: list[Path],
+    loaded: tuple[str, str | None, list[Path], bool],
+    out: Path,
+    resume: bool,
+    quiet: bool,
+    fail_under: float | None,
+) -> None:
+    """Puts the files' questions to both models."""
+    if fail_under is not None:
+        raise TarsError("an exam has no verdict: leave --fail-under out.")
+    from tars_lens.common.files import results_folder
+    from tars_lens.evaluation.exam_file import load_exam
+
+    asked = [question for file in files for question in load_exam(file)]
+    with resumable(out), results_folder(out):
+        with progress(quiet) as advance:
+            advance(f"loading {loaded[0]}", 0, 1)
+            from tars_lens.evaluation.exam import examine
+
+            lens, subject = _loaded(*loaded, advance)
+            found = examine(lens, subject, asked, keep=out / PARTS, resume=resume, advance=advance)
+        written = found.save(out)
+    if not quiet:
+        from tars_lens.evaluation.summary import print_exam
+
+        print_exam(found.report, console())
+        tell_written(out, written)
 
 
 def _check(patches: list[Path] | None, edited: str | None, fail_under: float | None) -> None:

@@ -30,6 +30,21 @@ def print_summary(report: dict[str, Any], console: Console) -> None:
     console.print(summary(report), soft_wrap=not console.is_terminal)
 
 
+def print_exam(report: dict[str, Any], console: Console) -> None:
+    """Prints what each kind of question scores in all, and each group."""
+    table = Table(title=f"The exam, base and edited {escape(report['model']['name'])}")
+    for title in ("group", "kind", "n", "score", "base", "edited", "chance"):
+        words = title in ("group", "kind", "score")
+        table.add_column(title, justify="left" if words else "right")
+    for row in (*report["groups"], *({"group": "all", **total} for total in report["all"])):
+        scores = [key.removesuffix("_before") for key in row if key.endswith("_before")]
+        for score in scores:
+            sides = (figure_text(row[f"{score}_{when}"]) for when in ("before", "after"))
+            chance = figure_text(row["chance"]) if row["kind"] == "choice" else _NONE
+            table.add_row(escape(row["group"]), row["kind"], str(row["n"]), score, *sides, chance)
+    console.print(table)
+
+
 def _measures(report: dict[str, Any], subjects: list[str]) -> Table:
     table = Table(title="What each measure found; + and - say which way is good")
     table.add_column("measure")
