@@ -42,6 +42,22 @@ def damage_figures(run: Run) -> list[Shown]:
     return list(_damage(run))
 
 
+def silence_figures(run: Run) -> list[Shown]:
+    """The measured KL of the last layer against its bound, where a certificate is in the folder."""
+    if run.certificate is None or "spoken" not in run.tables:
+        return []
+    return [
+        _draw(
+            "silence",
+            "Where the last layer's neurons speak: the KL against the bound on it. No point lies "
+            "below the line.",
+            figures.silence_bound,
+            run.tables["spoken"],
+            height=2.4,
+        )
+    ]
+
+
 def flow_figures(run: Run) -> list[Shown]:
     """Where the concept flows and where it stops; which edit does it."""
     return list(_flow(run))

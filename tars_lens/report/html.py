@@ -14,7 +14,8 @@ from tars_lens.common.files import user_path, write_text
 from tars_lens.report import gallery, tables
 from tars_lens.report.run import Run, load_run
 from tars_lens.report.style import visible, visible_lines
-from tars_lens.report.verdict import key_of, misses, proven, verdicts
+from tars_lens.report.summary import certificate_lines
+from tars_lens.report.verdict import key_of, lead, misses, proven, verdicts
 
 
 def write_report(folder: Path | str, out: Path | str | None = None) -> Path:
@@ -53,6 +54,7 @@ def render(run: Run) -> str:
     environment.filters.update(visible=visible, lines=visible_lines, key=key_of)
     return environment.get_template("report.html.j2").render(
         report=report,
+        lead=lead(report),
         verdicts=verdicts(report),
         proven=proven(report),
         misses=misses(run),
@@ -63,6 +65,8 @@ def render(run: Run) -> str:
         tokens=tables.flow_tokens(run),
         effect_figures=gallery.effect_figures(run),
         damage_figures=gallery.damage_figures(run),
+        certificate=certificate_lines(run.certificate) if run.certificate else [],
+        silence_figures=gallery.silence_figures(run),
         flow_figures=gallery.flow_figures(run),
         vector_figures=gallery.vector_figures(run),
         settings=tables.settings_of(report),

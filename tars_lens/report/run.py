@@ -45,6 +45,7 @@ _TABLES: dict[str, tuple[str, str, str]] = {
     "curve": ("concept", "edits forward_worst neighbours_kept plain_kl", ""),
     "trajectory": ("", "step probability angle_degrees", ""),
     "null": ("source", "quantile cosine", ""),
+    "spoken": ("neuron says_base says_edited context token", "window position kl bound", ""),
 }
 # numbers and truth values that a table may have beside
 _NUMBERS = ("rank_before", "rank_after", "cosine_before", "cosine_after", "vectors", "threshold")
@@ -87,6 +88,17 @@ _SHAPE: dict[str, Any] = {
 _KL: dict[str, Any] = {"corpus": str, "tokens": int, **dict.fromkeys(_FIGURES, _MAYBE)}
 
 
+_CERTIFICATE: dict[str, Any] = {
+    **_KL,
+    **dict.fromkeys(("unchanged", "unchanged_from_silenced", "hosts_kl_mean"), _NUMBER),
+    "last_layer": (dict, type(None)),
+}
+_LAST_LAYER: dict[str, Any] = {
+    **{"neurons": list, "silent": _NUMBER, "held": bool},
+    **{"kl": {"max": _NUMBER}, "bound": {"max": _NUMBER}},
+}
+
+
 @dataclass(frozen=True)
 class Run:
     """What `tars-lens erase` left in a folder.
@@ -94,10 +106,12 @@ class Run:
     Attributes:
         report: `report.json`.
         tables: By name, those of the known tables that are there and have rows.
+        certificate: What `tars-lens certify --out` wrote into the same folder, if it did.
     """
 
     report: dict[str, Any]
     tables: dict[str, pd.DataFrame]
+    certificate: dict[str, Any] | None = None
 
 
 def load_run(folder: Path | str) -> Run:
@@ -110,14 +124,37 @@ def load_run(folder: Path | str) -> Run:
     folder = user_path(folder)
     report = _report(folder)
     tables = {}
-    named = report.get("tables", list(_TABLES))
+    certificate = _certificate(folder)
+    named = [*report.get("tables", list(_TABLES)), *(["spoken"] if certificate else [])]
     for name in _TABLES:
         path = folder / f"{name}.csv"
         if name in named and path.is_file():
             table = _table(path, name)
             if len(table):
                 tables[name] = table
-    return Run(report, tables)
+    return Run(report, tables, certificate)
+
+
+def _certificate(folder: Path) -> dict[str, Any] | None:
+    path = folder / "certificate.json"
+    if not path.is_file():
+        return None
+    found = _json(path, "Run certify again, or remove the file.")
+    wrong = _differs(found, _CERTIFICATE, "")
+    if not wrong and found["last_layer"] is not None:
+        wrong = _differs(found["last_layer"], _LAST_LAYER, "last_layer.")
+    if wrong:
+        raise TarsError(f"{str(path)!r} is no certificate: {wrong}. Run certify again.")
+    return dict(found)
+
+
+def _json(path: Path, remedy: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TarsError(
+            f"{str(path)!r} can't be read as JSON: {reason(error)}. {remedy}"
+        ) from error
 
 
 def _report(folder: Path) -> dict[str, Any]:
@@ -130,12 +167,7 @@ def _report(folder: Path) -> dict[str, Any]:
         raise TarsError(
             f"{str(folder)!r} has no report.json: give a folder that `tars-lens erase` made."
         )
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise TarsError(
-            f"{str(path)!r} can't be read as JSON: {reason(error)}. Run erase again."
-        ) from error
+    report = _json(path, "Run erase again.")
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         given = report.get("schema") if isinstance(report, dict) else None
         raise TarsError(

@@ -34,10 +34,8 @@ def print_summary(report: dict[str, Any], console: Console) -> None:
     console.print(summary(report), soft_wrap=not console.is_terminal)
 
 
-def print_certificate(
-    figures: dict[str, Any], spoken: Iterable[dict[str, Any]], console: Console
-) -> None:
-    """Prints what `Certificate.figures` has, and some positions at which the last layer speaks."""
+def certificate_lines(figures: dict[str, Any]) -> list[str]:
+    """What `Certificate.figures` has, in sentences."""
     lines = [
         f"On {figures['tokens']:,} tokens of {figures['corpus']}, {share(figures['unchanged'])} of "
         f"the predictions are the base's to the bit, and "
@@ -52,13 +50,20 @@ def print_certificate(
             f"{last['bound']['max']:.2g} nats; it is at most {last['kl']['max']:.2g}. The bound "
             f"{'holds' if last['held'] else 'IS BROKEN'} at every position."
         )
+    return lines
+
+
+def print_certificate(
+    figures: dict[str, Any], spoken: Iterable[dict[str, Any]], console: Console
+) -> None:
+    """Prints `certificate_lines`, and some positions at which the last layer speaks."""
     table = Table("neuron", "after", "would say", "says", "KL (nats)", "bound")
     for row in spoken:
         read = " ".join(printable(f"{row['context'][-40:]}{row['token']}").split())
         said = (visible(row[key]) for key in ("says_base", "says_edited"))
         numbers = (f"{row[key]:.2g}" for key in ("kl", "bound"))
         table.add_row(row["neuron"], *(escape(text) for text in (f"...{read}", *said)), *numbers)
-    parts: list[RenderableType] = [Text(line) for line in lines]
+    parts: list[RenderableType] = [Text(line) for line in certificate_lines(figures)]
     console.print(Group(*parts, *([table] if table.rows else [])), soft_wrap=True)
 
 

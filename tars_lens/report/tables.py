@@ -18,6 +18,8 @@ from tars_lens.report.verdict import key_of
 NONE = "–"
 
 _WORST = 25
+_SPOKEN = 12
+_BEFORE = 80  # characters of the text before a prediction
 _SAID = {"before": "before", "after": "after", "substitute": "with the substitute"}
 _ANSWERS = {True: "yes", False: "no", None: NONE}
 
@@ -135,6 +137,7 @@ def run_tables(run: Run) -> dict[str, Table | None]:
         "parts": _parts,
         "edits": _edits,
         "kl_worst": _kl_worst,
+        "spoken": _spoken,
         "depth": _depth,
         "propagation_summary": _propagation_summary,
     }
@@ -283,6 +286,17 @@ def _kl_worst(frame: pd.DataFrame) -> Table:
     titles = ("KL (nats)", "text names a concept", "text up to the token, and what comes next")
     caption = "The predictions that moved most: after the shaded token the models disagree"
     return Table(caption, titles, tuple(rows))
+
+
+def _spoken(frame: pd.DataFrame) -> Table:
+    rows = []
+    for row in _records(frame.head(_SPOKEN)):
+        text = f"{row['context']}{row['token']}"
+        cells = [words(row[key]) for key in ("neuron", "says_base", "says_edited")]
+        cells += [number(row[key], "{:.2g}") for key in ("kl", "bound")]
+        rows.append(("", (*cells, words(text[-_BEFORE:]))))
+    titles = ("neuron", "would say", "says", "KL (nats)", "bound (nats)", "after")
+    return Table("Where the last layer's neurons speak, the largest KL first", titles, tuple(rows))
 
 
 def _depth(frame: pd.DataFrame) -> Table:

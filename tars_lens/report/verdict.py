@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from tars_lens.evaluation.thresholds import BARS
 from tars_lens.report.run import Run
-from tars_lens.report.summary import hints, notes
+from tars_lens.report.summary import hints, notes, share
 
 _BARS = {".".join((bar.measure, *bar.path)): bar.value for bar in BARS}
 _REVERSE = _BARS["reverse.kept"]
@@ -44,6 +44,39 @@ def key_of(concept: str) -> str:
 def verdicts(report: dict[str, Any]) -> list[Verdict]:
     """One for each concept, in the order of removal."""
     return [_verdict(concept) for concept in report["concepts"]]
+
+
+def lead(report: dict[str, Any]) -> str:
+    """The run in one sentence; empty where the report doesn't say what greedy decoding gives."""
+    probes = [concept["probes"] for concept in report["concepts"]]
+    forward, reverse = ([found[kind] for found in probes] for kind in ("forward", "reverse"))
+    if not all("said_after" in found for found in (*forward, *reverse)):
+        return ""
+    known, said = (sum(f[key] or 0 for f in forward) for key in ("known", "said_after"))
+    facts, told = (sum(f[key] or 0 for f in reverse) for key in ("known", "said_after_own"))
+    *others, last = (concept["name"] for concept in report["concepts"])
+    names = f"{', '.join(others)} and {last}" if others else last
+    one = len(probes) == 1
+    parts = []
+    if known:
+        parts.append(
+            f"{names} {'is' if one else 'are'} "
+            + (f"still said on {said} of {known} prompts" if said else "no longer said on any of ")
+            + ("" if said else f"{known} prompts")
+        )
+    if facts:
+        about = "it" if one else "them"
+        parts.append(
+            f"{told or 'none'} of {facts} facts about {about} {'are' if told > 1 else 'is'} still "
+            "said"
+        )
+    kl = report["kl"]
+    if kl is not None and kl.get("unchanged_from_silenced") is not None:
+        parts.append(
+            "but for the idle neurons that were given up nothing moved on "
+            f"{share(kl['unchanged_from_silenced'])} of {kl['tokens']:,} tokens"
+        )
+    return f"{'; '.join(parts)}." if parts else ""
 
 
 def proven(report: dict[str, Any]) -> bool:

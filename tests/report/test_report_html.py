@@ -14,6 +14,7 @@ from tars_lens.common.errors import TarsError
 from tars_lens.report.figures import kl_histogram
 from tars_lens.report.html import write_report
 from tars_lens.report.run import load_run
+from tars_lens.report.verdict import lead
 
 VOID = {"meta", "link", "br", "hr", "img", "wbr", "input"}
 
@@ -354,3 +355,54 @@ def test_the_script_sorts_and_filters_in_a_browser(whole, tmp_path):
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     title = re.search(r"<title>(.*?)</title>", dom, re.S)
     assert title and json.loads(title.group(1)) == [True, 125, ["Saturn"], False]
+
+
+def test_the_first_sentence_counts_what_is_still_said():
+    report = a_report(NAMES[:2])
+    assert lead(report) == (
+        "Sherlock Holmes and Saturn are no longer said on any of 14 prompts; none of 14 facts about "
+        "them is still said; but for the idle neurons that were given up nothing moved on 99.99% "
+        "of 25,600 tokens."
+    )
+    one = a_report(NAMES[:1])
+    one["concepts"][0]["probes"]["forward"]["said_after"] = 2
+    one["concepts"][0]["probes"]["reverse"]["said_after_own"] = 3
+    one["kl"] = None
+    assert lead(one) == (
+        "Sherlock Holmes is still said on 2 of 7 prompts; 3 of 7 facts about it are still said."
+    )
+    del one["concepts"][0]["probes"]["forward"]["said_after"]  # a report of an earlier version
+    assert lead(one) == ""
+
+
+def _certified(folder, **changed):
+    last = {"neurons": [5], "tokens": 40, "silent": 0.99, "held": True}
+    last |= {"kl": {"max": 0.01}, "bound": {"max": 0.5}}
+    figures = {**frames._kl(corpus="wikipedia-en-sample"), "last_layer": last, **changed}
+    (folder / "certificate.json").write_text(json.dumps(figures))
+    spoken = frames.silence().assign(window=0, position=3, neuron="L29N5")
+    spoken = spoken.assign(says_base=" Saturn", says_edited=" Mars", context=frames.HOSTILE)
+    spoken.assign(token=" of").to_csv(folder / "spoken.csv", index=False)
+    return folder
+
+
+def test_a_certificate_in_the_folder_has_its_own_section(tmp_path):
+    page = _page(_certified(_bare(tmp_path)))
+    assert "silence" in [a["id"] for a in page.all("section")]
+    assert "The bound holds at every position" in page.words
+    assert "L29N5" in page.words and "Mars" in page.words
+    assert "figure-silence" in [a.get("id") for a in page.all("figure")]
+    page = _page(_certified(tmp_path, last_layer=None))
+    assert "The bound holds" not in page.words and "99.99% those of the base" in page.words
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"unchanged": "all"}, "unchanged is 'all'"), ({"last_layer": {"neurons": []}}, "last_layer")],
+)
+def test_a_changed_certificate_is_refused(tmp_path, changed, said):
+    with pytest.raises(TarsError, match=said):
+        load_run(_certified(_bare(tmp_path), **changed))
+    (tmp_path / "certificate.json").write_text("{")
+    with pytest.raises(TarsError, match="certificate.json.*JSON"):
+        load_run(tmp_path)
