@@ -14,6 +14,7 @@ import pandas as pd
 
 from tars_lens.common.files import write_text
 from tars_lens.report.run import load_run
+from tars_lens.report.style import visible
 
 WIDTH, ROW, LEFT, BAR = 860, 23, 560, 180
 LONGEST = 66
@@ -70,8 +71,8 @@ def drawn(table: pd.DataFrame, title: str, theme: dict[str, str]) -> str:
 
 
 def _row(y: int, row) -> list[str]:
-    prompt = " ".join(str(row.prompt).split())
-    answer = f'<tspan class="answer"> {escape(str(row.answer))}</tspan>'
+    prompt = visible(" ".join(str(row.prompt).split()))
+    answer = f'<tspan class="answer"> {escape(visible(str(row.answer)))}</tspan>'
     found = [f'<text x="12" y="{y}">{escape(prompt)}{answer}</text>']
     for offset, kind, p in ((-11, "before", row.p_before), (-3, "after", row.p_after)):
         width = max(1.0, BAR * float(p))

@@ -5,9 +5,11 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+import report_frames
 from tiny_concept import world
 
 from tars_lens.common.errors import TarsError
@@ -154,3 +156,25 @@ def test_the_same_command_gives_the_same_bytes(run, tmp_path, out):
 def test_a_wrong_card_is_one_message(run):
     with pytest.raises(TarsError, match="unknown concept 'satrun'"):
         run("languages", cards=["satrun"])
+
+
+def test_the_readmes_picture_shows_the_first_known_probes_and_no_others(monkeypatch, tmp_path):
+    frame = report_frames.probes(("Saturn",))
+    frame["prompt"] = frame["prompt"].str.slice(0, 50)  # so that all fit the width
+    frame.to_csv(tmp_path / "probes.csv", index=False)
+    (tmp_path / "report.json").write_text(json.dumps(report_frames.a_report(("Saturn",))))
+    monkeypatch.syspath_prepend(str(_ANALYSES))
+    argv = ["before_after", str(tmp_path), "--count", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
+    importlib.import_module("before_after").main()
+    kinds = ("forward", "reverse", "neighbour")
+    known = frame[frame["known"] & frame["kind"].isin(kinds)]
+    expected = known.groupby("kind", sort=False).head(2)
+    for theme in ("light", "dark"):
+        text = (tmp_path / f"before_after_{theme}.svg").read_text()
+        root = ElementTree.fromstring(text)  # well formed, nothing unescaped
+        bars = [r for r in root.iter("{http://www.w3.org/2000/svg}rect")][2:]
+        widths = [float(bar.get("width")) for bar in bars]
+        shown = [p for row in expected.itertuples() for p in (row.p_before, row.p_after)]
+        assert widths == pytest.approx([max(1.0, 180 * p) for p in shown], abs=0.06)
+        assert "<script" not in text

@@ -13,19 +13,20 @@ def base_answers(lens: Lens, questions: Sequence[Question]) -> pd.DataFrame:
     """What the base model says.
 
     Returns:
-        Columns concept, kind, way, fact, prompt, answer, p_before, known, chance, set_phrase.
+        Columns concept, kind, way, fact, prompt, answer, p_before, known, top_before, chance,
+        top_chance (whether greedy decoding gives the answer after the floor prompt), set_phrase.
         `chance` is the answer's probability after the question's floor prompt. A question that is
         half answered by chance doesn't depend on the concept: it is a set phrase.
     """
     said = answer_probabilities(lens, [q.prompt for q in questions], [q.answers for q in questions])
-    chance = [q.chance for q in questions]
+    chance, top = [q.chance for q in questions], [False] * len(questions)
     floors = [i for i, q in enumerate(questions) if q.floor]
     if floors:
         found = answer_probabilities(
             lens, [questions[i].floor for i in floors], [questions[i].answers for i in floors]
         )
-        for i, p in zip(floors, found.probability.tolist(), strict=True):
-            chance[i] = p
+        for i, p, first in zip(floors, found.probability.tolist(), found.top, strict=True):
+            chance[i], top[i] = p, first
     frame = pd.DataFrame(
         {
             "concept": _texts([q.concept for q in questions]),
@@ -38,6 +39,7 @@ def base_answers(lens: Lens, questions: Sequence[Question]) -> pd.DataFrame:
             "known": pd.Series(said.known, dtype=bool),
             "top_before": pd.Series(said.top, dtype=bool),
             "chance": pd.Series(chance, dtype=float),
+            "top_chance": pd.Series(top, dtype=bool),
         }
     )
     of_chance = (frame["chance"] > frame["p_before"] / 2) & frame["kind"].isin(_NAMING)

@@ -89,6 +89,12 @@ def notes(report: dict[str, Any]) -> list[str]:
             f"{reverse.get('known')} of {reverse.get('n')} reverse probes "
             f"({reverse.get('set_phrases')} set phrases left out)."
         )
+        found.append(
+            f"Greedy decoding still says the concept on {forward.get('said_after')} of these "
+            f"({forward.get('said_before')} before), and {reverse.get('said_after_own')} facts "
+            f"about it ({reverse.get('said_before')} before), those left out that it says of the "
+            "card's substitute too."
+        )
     near = report["measures"].get("neighbour", {}).get(ours, {}).get("distances", {})
     if near:
         found.append(f"Neighbours kept: {'; '.join(distance_lines(near))}.")

@@ -360,9 +360,9 @@ def test_the_script_sorts_and_filters_in_a_browser(whole, tmp_path):
 def test_the_first_sentence_counts_what_is_still_said():
     report = a_report(NAMES[:2])
     assert lead(report) == (
-        "Sherlock Holmes and Saturn are no longer said on any of 14 prompts; none of 14 facts about "
-        "them is still said; but for the idle neurons that were given up nothing moved on 99.99% "
-        "of 25,600 tokens."
+        "Sherlock Holmes and Saturn are no longer said on any of 14 prompts; none of 14 facts "
+        "about them is still said; but for the idle neurons that were given up nothing moved on "
+        "99.99% of 25,600 tokens."
     )
     one = a_report(NAMES[:1])
     one["concepts"][0]["probes"]["forward"]["said_after"] = 2

@@ -103,6 +103,10 @@ def _figures(every: pd.DataFrame, known: pd.DataFrame) -> dict[str, Any]:
         "after_max": None if worst is None else float(worst["p_after"]),
         "worst": None if worst is None else str(worst["prompt"]),
         "erased": _mean((known["p_after"] <= ERASED).astype(float)),
+        "said_before": int(known["top_before"].sum()),
+        "said_after": int(known["top_after"].sum()),
+        "said_substitute": int(known["top_chance"].sum()),
+        "said_after_own": int((known["top_after"] & ~known["top_chance"]).sum()),
     }
 
 
@@ -115,7 +119,7 @@ def _figure(values: np.ndarray, statistic: intervals.Statistic) -> float | None:
 
 
 def _frame(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.drop(columns=["top_before", "top_after"]).reset_index(drop=True)
+    return frame.reset_index(drop=True)
 
 
 _EVERYWHERE = ("forward", "reverse", "alias")
