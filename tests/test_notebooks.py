@@ -42,8 +42,8 @@ def _run(notebook, folder):
     client.execute()
 
 
-def test_there_are_three():
-    assert len(_NAMES) == 3
+def test_there_are_four():
+    assert len(_NAMES) == 4
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the kernel's own libraries

@@ -18,7 +18,6 @@ from tars_lens.common.surroundings import undisturbed
 from tars_lens.evaluation.subject import check_alike
 from tars_lens.method.describing import top_tokens
 from tars_lens.model.lens import Lens
-from tars_lens.model.model_state import model_hashes, model_state
 from tars_lens.model.weights import Edits, Place, Rows
 from tars_lens.patch.patch import Patch
 
@@ -197,12 +196,8 @@ def _others(lens: Lens, base: Lens) -> tuple[str, ...]:
         for layer in range(lens.n_layers)
         for role in lens.roles
     }
-    mlp = {
-        name
-        for name, tensor in model_state(lens.model)
-        if tensor.untyped_storage().data_ptr() in vectors
-    }
-    theirs, ours = model_hashes(base.model), model_hashes(lens.model)
+    mlp = {name for name, tensor in lens.state() if tensor.untyped_storage().data_ptr() in vectors}
+    theirs, ours = base.hashes(), lens.hashes()
     return tuple(sorted(n for n in ours if n not in mlp and ours[n] != theirs.get(n)))
 
 

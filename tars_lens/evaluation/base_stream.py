@@ -20,7 +20,6 @@ from tars_lens.common.cache import cache_folder
 from tars_lens.common.errors import TarsError
 from tars_lens.common.files import whole_file
 from tars_lens.model.lens import Lens, tensor_sha256
-from tars_lens.model.model_state import model_hashes
 from tars_lens.patch.edit import package_versions
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ def stream_path(lens: Lens, ids: Int[Tensor, "windows pos"], batch: int) -> Path
         ids: The windows.
         batch: How many of them run at once.
     """
-    weights = sorted(f"{name} {digest}" for name, digest in model_hashes(lens.model).items())
+    weights = sorted(f"{name} {digest}" for name, digest in lens.hashes().items())
     setting = (
         lens.sha256,
         lens.dtype,

@@ -6,7 +6,6 @@ import torch
 
 from tars_lens.evaluation.suites import Suite
 from tars_lens.model.lens import Lens
-from tars_lens.model.model_state import model_state
 from tars_lens.text.windows import WIDTH
 
 LEARNING_RATE = 1e-5
@@ -25,7 +24,7 @@ def fine_tune(lens: Lens, texts: Sequence[str], suite: Suite, *, seed: int) -> N
         seed: Of the order.
     """
     named = dict(lens.model.named_parameters())
-    weights = [named[name] for name, _ in model_state(lens.model) if name in named]
+    weights = [named[name] for name, _ in lens.state() if name in named]
     wanted = [weight.requires_grad for weight in weights]
     generator = torch.Generator().manual_seed(seed)
     sequences = [ids for text in texts if len(ids := lens.tokens(text)[:WIDTH]) > 1]

@@ -8,18 +8,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.model.lens import Lens
-from tars_lens.model.model_state import model_state
 
 
 @contextmanager
 def restored(lens: Lens) -> Iterator[None]:
     """Keeps a copy of every tensor while the block runs, and writes it back in the end."""
-    kept = {name: tensor.clone() for name, tensor in model_state(lens.model)}
+    kept = {name: tensor.clone() for name, tensor in lens.state()}
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, tensor in model_state(lens.model):
+            for name, tensor in lens.state():
                 tensor.copy_(kept[name])
 
 
@@ -32,7 +31,7 @@ def rounded(lens: Lens, bits: int) -> Iterator[None]:
     """
     with restored(lens):
         with torch.no_grad():
-            for name, tensor in model_state(lens.model):
+            for name, tensor in lens.state():
                 if tensor.ndim == 2 and _in_a_block(name):
                     tensor.copy_(round_rows(tensor, bits))
         yield

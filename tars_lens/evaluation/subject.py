@@ -10,7 +10,6 @@ import torch
 
 from tars_lens.common.errors import TarsError
 from tars_lens.model.lens import Lens
-from tars_lens.model.model_state import model_hashes
 from tars_lens.model.weights import Edits, Place, Rows, written
 from tars_lens.patch import stack
 from tars_lens.patch.patch import Patch
@@ -123,7 +122,7 @@ def check_alike(base: Lens, edited: Lens) -> None:
 
 def weights_digest(lens: Lens) -> str:
     """The hash of all weights as they are in memory, whatever file they came from."""
-    hashes = model_hashes(lens.model)
+    hashes = lens.hashes()
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 

@@ -4,8 +4,7 @@ A `Lens` is made over a raw `TransformerBridge` (transformer-lens 3.9 to 4.x) or
 unprocessed `HookedTransformer` (3.9). What differs between architectures and versions ends here.
 """
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -18,6 +17,8 @@ from tars_lens.common.errors import TarsError
 from tars_lens.common.surroundings import check_writable, undisturbed
 from tars_lens.model import lens_checks
 from tars_lens.model.capturing import Capture, Resume
+from tars_lens.model.model_state import model_hashes, model_state
+from tars_lens.model.model_state import tensor_sha256 as tensor_sha256
 from tars_lens.model.running import Point as Point
 from tars_lens.model.running import Site as Site
 from tars_lens.model.running import changing_mlp
@@ -189,6 +190,22 @@ class Lens:
         """Whether the final norm takes the mean out (LayerNorm) or not (RMSNorm)."""
         return not str(self.model.cfg.normalization_type).startswith("RMS")
 
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor that the model is made of, live, by name; see `model_state`."""
+        return model_state(self.model)
+
+    def hashes(self, without: Container[str] = ()) -> dict[str, str]:
+        """SHA-256 of every tensor of `state`, but for those whose names are left out."""
+        return model_hashes(self.model, without)
+
+    def check_length(self, width: int) -> None:
+        """Refuses texts of more tokens than the model can read.
+
+        Raises:
+            TarsError: It says how many it reads.
+        """
+        lens_checks.check_length(self.model, width)
+
     # --- text ----------------------------------------------------------------------------------
 
     def tokens(self, text: str) -> list[int]:
@@ -208,7 +225,7 @@ class Lens:
         if not sequences or not all(sequences):
             raise TarsError("an empty prompt gives the model nothing to read: write some text.")
         width = max(map(len, sequences))
-        lens_checks.check_length(self.model, width)
+        self.check_length(width)
         rows = [[*ids, *[0] * (width - len(ids))] for ids in sequences]
         last = torch.tensor([len(ids) - 1 for ids in sequences], device=self.device)
         return Batch(torch.tensor(rows, device=self.device), last)
@@ -316,9 +333,3 @@ class Lens:
 
     def _mlp(self, layer: int) -> Any:
         return self.model.blocks[layer].mlp
-
-
-def tensor_sha256(values: Tensor) -> str:
-    """SHA-256 of a tensor's contiguous bytes, as hex."""
-    plain = values.detach().cpu().contiguous().reshape(-1)  # a scalar can't be viewed as bytes
-    return hashlib.sha256(plain.view(torch.uint8).numpy().data).hexdigest()

@@ -1,12 +1,11 @@
 """Every tensor of a model, each piece of memory once."""
 
+import hashlib
 from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
-
-from tars_lens.model.lens import tensor_sha256
 
 _MOST_THREADS = 8  # each holds a copy of one tensor where the model lies on a GPU
 
@@ -43,6 +42,12 @@ def model_hashes(model: torch.nn.Module, without: Container[str] = ()) -> dict[s
     with ThreadPoolExecutor(min(_MOST_THREADS, torch.get_num_threads())) as pool:
         digests = pool.map(tensor_sha256, [tensor for _, tensor in named])
         return dict(zip((name for name, _ in named), digests, strict=True))
+
+
+def tensor_sha256(values: Tensor) -> str:
+    """SHA-256 of a tensor's contiguous bytes, as hex."""
+    plain = values.detach().cpu().contiguous().reshape(-1)  # a scalar can't be viewed as bytes
+    return hashlib.sha256(plain.view(torch.uint8).numpy().data).hexdigest()
 
 
 def span(tensor: Tensor) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tars_lens.common.surroundings import undisturbed
 from tars_lens.model.lens import Lens
-from tars_lens.model.model_state import flat, model_hashes, model_state, span
+from tars_lens.model.model_state import flat, span
 from tars_lens.model.weights import Place
 from tars_lens.patch import stack
 from tars_lens.patch.patch import Patch
@@ -71,17 +71,17 @@ def verify(lens: Lens, patches: Patch | Sequence[Patch], *, force: bool = False)
             stack.check(lens, patch, force=force)
     places = {place for patch in chosen for place in patch.edits}
     with stack.holding(lens, ()):
-        before = model_hashes(lens.model)
+        before = lens.hashes()
         touched = _touched(lens, places)
         with stack.holding(lens, chosen):
-            during = model_hashes(lens.model, without=touched)
+            during = lens.hashes(without=touched)
         others = all(before[name] == digest for name, digest in during.items())
         others &= during.keys() | touched.keys() == before.keys()
         changed = 0
         for name in touched:
             rows, alone = _compare(lens, name, places, chosen)
             changed, others = changed + rows, others and alone
-        restored = model_hashes(lens.model) == before
+        restored = lens.hashes() == before
     return Verification(changed, planned_rows(chosen), others, restored)
 
 
@@ -129,7 +129,7 @@ def _touched(lens: Lens, places: set[Place]) -> dict[str, Tensor]:
     """The tensors of the model that hold the rows of any of the places."""
     return {
         name: tensor
-        for name, tensor in model_state(lens.model)
+        for name, tensor in lens.state()
         if any(_holds(tensor, lens.vectors(*place)) for place in places)
     }
 
@@ -143,7 +143,7 @@ def _compare(
     lens: Lens, name: str, places: set[Place], patches: Sequence[Patch]
 ) -> tuple[int, bool]:
     """How many rows of one tensor change, and whether all the rest of it stays."""
-    tensor = dict(model_state(lens.model))[name]
+    tensor = dict(lens.state())[name]
     memory = flat(tensor)
     base = memory.clone()
     count, inside = 0, 0

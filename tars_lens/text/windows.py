@@ -8,7 +8,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tars_lens.common.errors import TarsError
-from tars_lens.model import lens_checks
 from tars_lens.model.lens import Lens
 from tars_lens.text.corpus import Corpus
 
@@ -98,7 +97,7 @@ def check_width(lens: Lens, width: int) -> None:
         TarsError: With both numbers.
     """
     try:
-        lens_checks.check_length(lens.model, width)
+        lens.check_length(width)
     except TarsError as error:
         raise TarsError(
             f"{lens.name} can't read windows of plain text: {error} Choose a model that reads "
