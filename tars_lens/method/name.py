@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.concept.card import Concept
-from tars_lens.method.neuron import host_neuron, neuron_rows, past_post_norm
+from tars_lens.method.neuron import host_neuron, neuron_rows, past_post_norm, quiet_at_start
 from tars_lens.method.settings import Settings
 from tars_lens.model.lens import Lens, Point
 from tars_lens.model.weights import Edits, written
@@ -235,6 +235,7 @@ def _neuron_at(
     slope = settings.gain / (1 - settings.name_threshold)
     shift = float(reader.weight @ reader.mean) + settings.name_threshold
     read = slope * (reader.weight - shift * constant)
+    read = quiet_at_start(lens, plain, layer, read, settings)
     row = past_post_norm(lens, layer, reader.trace, settings.post_norm_ridge)
     host = host_neuron(lens, plain, layer, row, taken, settings.host_share)
     write = -strength / settings.gain * row

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tars_lens.model.lens import Lens, Role
+from tars_lens.method.settings import Settings
+from tars_lens.model.lens import Lens, Point, Role
 from tars_lens.model.weights import Edits, Place, Rows
 from tars_lens.text.plain_text import PlainText
 
@@ -43,6 +44,42 @@ def neuron_rows(
         needed = row if bias is None else row - float(bias[neuron]) * constant
         rows[layer, role] = one_row(lens, neuron, needed)
     return rows
+
+
+def quiet_at_start(
+    lens: Lens,
+    plain: PlainText,
+    layer: int,
+    read: Float[Tensor, " d_model"],
+    settings: Settings,
+) -> Float[Tensor, " d_model"]:
+    """A read vector that is well below its threshold at the BOS which begins every text.
+
+    There the stream is like nowhere else, and a reader that was fitted to text may say anything.
+    What is taken off is the direction that says it of BOS and least of plain text: `S^-1 y_0`, with
+    *S* the second moment of *y* on plain text. A vector that is quiet there already stays as it is,
+    and so does any where the tokenizer adds no BOS.
+
+    Args:
+        lens: The model.
+        plain: Statistics of plain text, with the layer's moments.
+        layer: Where it is read.
+        read: The vector whose product with *y* is above 0 where the neuron speaks.
+        settings: How quiet.
+    """
+    begin = lens.tokens("")
+    if not begin:
+        return read
+    point = Point("mlp_in", layer)
+    y = lens.capture(lens.batch([begin]).ids, [point])[point][0, -1].float()
+    over = float(read @ y) + settings.start_quiet * settings.gain
+    if over <= 0:
+        return read
+    mean, covariance = plain.means[layer], plain.covariances[layer]
+    ridge = settings.constant_ridge * covariance.diagonal().mean()
+    moment = covariance + torch.outer(mean, mean) + ridge * torch.eye(len(mean), device=y.device)
+    direction = torch.linalg.solve(moment, y)
+    return read - over / (direction @ y) * direction
 
 
 def past_post_norm(

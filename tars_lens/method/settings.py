@@ -31,7 +31,7 @@ _PROBABILITIES = (
     *("said_threshold", "read_threshold", "readable", "least_p", "likely_p", "led_p"),
 )
 
-_SHARES = ("named_depth", "host_share", "name_threshold", "idle_share", "steady")
+_SHARES = ("named_depth", "host_share", "name_threshold", "idle_share", "steady", "start_quiet")
 
 _LEAST = 1e-30
 """The smallest value of what is divided by: a smaller one may give infinities."""
@@ -86,6 +86,8 @@ class Settings:
             share of their mean.
         least_gain: With one vector: the least activation at the card's prompts.
         gain: Activation of a neuron at the card's prompts.
+        start_quiet: How far below its threshold a neuron is kept at the BOS that begins every text,
+            as a share of `gain`: what is written there is attended to by every later position.
         name_depths: Where the name's neuron may sit: the first of them after which the name is no
             longer read further on.
         named_depth: Where it is read further on.
@@ -138,6 +140,7 @@ class Settings:
     steady: float = 0.5
     least_gain: float = 16.0
     gain: float = 64.0
+    start_quiet: float = 0.25
     name_depths: tuple[float, ...] = (0.07, 0.12, 0.17)
     named_depth: float = 0.39
     unread: float = 0.2

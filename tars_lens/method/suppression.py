@@ -17,7 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.method.direction import ConceptDirection
-from tars_lens.method.neuron import divided_by_gain, host_neuron, neuron_rows, past_post_norm
+from tars_lens.method.neuron import (
+    divided_by_gain,
+    host_neuron,
+    neuron_rows,
+    past_post_norm,
+    quiet_at_start,
+)
 from tars_lens.method.settings import Settings
 from tars_lens.model.lens import Lens, Point
 from tars_lens.model.weights import Edits, written
@@ -229,6 +235,7 @@ def suppression_neuron(
         lens, site.layer, direction, row, plain, prompts[0].scale[site.layer], settings, wanted
     )
     read = reader.row(threshold, settings.gain / span)
+    read = quiet_at_start(lens, plain, site.layer, read, settings)
     host = host_neuron(lens, plain, site.layer, row, taken, settings.host_share)
     write = -strength / settings.gain * row
     return SuppressionNeuron(
