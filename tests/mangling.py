@@ -17,17 +17,27 @@ from tars_lens.attribution.chat import Chat
 from tars_lens.common.errors import TarsError
 from tars_lens.concept.card import Concept
 from tars_lens.evaluation.erasure import erase
+from tars_lens.evaluation.exam_file import load_exam
+from tars_lens.evaluation.silence import certify
 from tars_lens.experiments.sweep_jobs import read_spec
 from tars_lens.model.loading import load
 from tars_lens.patch.patch import Patch
 from tars_lens.patch.patch_tools import show
 from tars_lens.report.html import write_report
 from tars_lens.text.corpus import load_corpus
+from tars_lens.text.windows import cut
 
 _ODD = [None, True, -1, 0, 1, 2**31, 10**19, 0.5, 1e308, "", "x", "\x00", "../../x", [], {}, [[]]]
 _ODD += ["\ud800", "<script>alert(1)</script>", "é" * 300, {"a": {"b": []}}]
 _BYTES = [b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\n", b'"', b"{", b"]", b"=", b"9" * 400, b"\\u"]
 _SECONDS = 60
+
+_EXAM = [
+    {"q": "Rings?", "options": ["Mars", "Saturn"], "correct_answer": "Saturn"},
+    {"question": "Moon?", "choices": {"A": "Titan", "B": "Io"}, "answer": "A"},
+    {"q": "Who?", "a": "Doyle"},
+    {"prompt_templates": ["{} orbits"], "samples": [{"subject": "Titan", "object": "Saturn"}]},
+]
 
 _TEMPLATE = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
 
@@ -48,9 +58,14 @@ def originals(folder: Path) -> Path:
     (folder / "dump.xml").write_text(f"<mediawiki>{articles}</mediawiki>")
     (folder / "spec.toml").write_text('concepts = ["saturn"]\nmodels = ["x"]\nseeds = [0, 1]\n')
     (folder / "template.jinja").write_text(_TEMPLATE)
+    (folder / "exam.json").write_text(json.dumps(_EXAM))
     base = load(world().model, progress=False)
     text = load_corpus(world().corpus, progress=False)
-    erase(base, [card], corpus=text, kl_tokens=512).save(folder / "run")
+    made = erase(base, [card], corpus=text, kl_tokens=512)
+    made.save(folder / "run")
+    certificate = certify(base, made.patches, cut(base, text, reported_tokens=512))
+    (folder / "run" / "certificate.json").write_text(json.dumps(certificate.figures()))
+    certificate.spoken(base).to_csv(folder / "run" / "spoken.csv", index=False)
     return folder
 
 
@@ -168,6 +183,8 @@ KINDS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "dump": ("dump.xml", load_corpus),
     "sweep": ("spec.toml", read_spec),
     "report": ("run/report.json", lambda file: write_report(file.parent)),
+    "certificate": ("run/certificate.json", lambda file: write_report(file.parent)),
+    "exam": ("exam.json", load_exam),
     "table": ("run/edits.csv", lambda file: write_report(file.parent)),
 }
 """What is mangled, and what reads it."""

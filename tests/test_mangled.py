@@ -6,7 +6,7 @@ import pytest
 from mangling import KINDS, originals, try_one
 
 TRIALS = int(os.environ.get("TARS_LENS_FUZZ", "300"))
-_SLOW = ("config", "shard", "tokenizer", "tokenizer's config", "report", "table")
+_SLOW = ("config", "shard", "tokenizer", "tokenizer's config", "report", "certificate", "table")
 _SHARE = {kind: 0.03 if kind in _SLOW else 0.1 for kind in KINDS}  # loads a model, or draws figures
 
 

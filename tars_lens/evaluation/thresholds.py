@@ -48,9 +48,9 @@ def _bar(measure: str, path: str, about: str, way: Literal["<=", ">="], value: f
 
 BARS = (
     _bar("forward", "after_max", "worst p", "<=", 0.005),
-    _bar("forward", "said_after", "said", "<=", 0),
+    _bar("forward", "said_after", "said", "<=", 0.0),
     _bar("reverse", "kept", "kept", "<=", 0.1),
-    _bar("reverse", "said_after_own", "said, not of the substitute", "<=", 1),
+    _bar("reverse", "said_after_own", "said, not of the substitute", "<=", 1.0),
     _bar("neighbour", "kept", "kept, mean", ">=", 0.9),
     _bar("neighbour", "worst_kept", "kept, worst", ">=", 0.5),
     _bar("wikipedia", "elsewhere.median", "KL elsewhere, median", "<=", 0.001),
