@@ -22,7 +22,7 @@ from tars_lens.evaluation.measure import Result
 from tars_lens.evaluation.storing import Store, rounded, write_table
 from tars_lens.evaluation.subject import Subject, untouched, weights_digest
 from tars_lens.method.describing import describe_model
-from tars_lens.model.generation import generate
+from tars_lens.model.generation import continuations
 from tars_lens.model.lens import Lens
 from tars_lens.patch.edit import package_versions
 
@@ -176,9 +176,7 @@ def _log_probabilities(lens: Lens, prompt: str, ways: Sequence[str]) -> torch.Te
 
 def _open(lens: Lens, asked: Sequence[ExamQuestion]) -> pd.DataFrame:
     prompts = [f"Question: {q.text}\nAnswer:" for q in asked]
-    answers = [""] * len(prompts)
-    for token in generate(lens, prompts, max_tokens=_NEW_TOKENS):
-        answers[token.prompt] += token.text
+    answers = continuations(lens, prompts, _NEW_TOKENS)
     rows = []
     for question, answer in zip(asked, answers, strict=True):
         line = next(iter(answer.strip().splitlines()), "")

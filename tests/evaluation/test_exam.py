@@ -13,7 +13,6 @@ from tars_lens.evaluation import exam as module
 from tars_lens.evaluation import patched, untouched
 from tars_lens.evaluation.exam import examine
 from tars_lens.evaluation.exam_file import ExamQuestion, load_exam
-from tars_lens.model.generation import Token
 from tars_lens.model.loading import load
 from tars_lens.model.weights import Rows
 from tars_lens.patch.patch import Patch
@@ -146,13 +145,8 @@ def test_letters_are_scored_after_the_options_were_listed(real_lens):
 
 
 def test_open_answers_are_scored_by_the_words_of_their_first_line(tiny, monkeypatch):
-    said = {0: "\n The Planet, Saturn!\nNeptune", 1: " it is Jupiter"}
-
-    def spoken(lens, prompts, **options):
-        for index in range(len(prompts)):
-            yield Token(index, 0, said[index], 1.0, 0.0)
-
-    monkeypatch.setattr(module, "generate", spoken)
+    said = ["\n The Planet, Saturn!\nNeptune", " it is Jupiter"]
+    monkeypatch.setattr(module, "continuations", lambda *_: said)
     asked = [
         ExamQuestion("open", "g", "Rings?", ("planet saturn",)),
         ExamQuestion("open", "g", "Largest?", ("it was Jupiter",)),
