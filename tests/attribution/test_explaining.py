@@ -27,7 +27,7 @@ from tars_lens.patch.patch_tools import merge
 from tars_lens.report.run import _TABLES, load_run
 from tars_lens.text.windows import Windows
 
-_OTHERS = ("probes", "edits", "kl_worst", "curve", "parts", "trajectory", "null")
+_OTHERS = ("probes", "edits", "kl_worst", "curve", "parts", "trajectory", "null", "spoken")
 NAMES = {name for name in _TABLES if name not in _OTHERS}
 
 
