@@ -51,6 +51,7 @@ def _killer(at: int) -> Callable[[str, tuple[object, ...]], None]:
 
     def count(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal left
+        # an audit hook's arguments have no types; the third one of "open" is its flags
         writes = event == "open" and bool(int(arguments[2] or 0) & _WRITES)  # type: ignore[call-overload]
         if writes or event in _EVENTS:
             left -= 1

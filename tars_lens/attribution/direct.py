@@ -16,7 +16,7 @@ from tars_lens.common.errors import TarsError
 from tars_lens.common.surroundings import undisturbed
 from tars_lens.model.lens import Lens, Point
 from tars_lens.model.logit_parts import Parts, logit_parts
-from tars_lens.model.weights import written
+from tars_lens.model.weights import neuron_label, written
 from tars_lens.patch.patch import Patch
 
 _SLACK = 64
@@ -179,7 +179,7 @@ def _rows(
     for layer, neuron in listed:
         value = float(parts.neurons[layer, row, neuron])
         others[layer] -= value
-        rows.append(("neuron", layer, neuron, f"L{layer}N{neuron}", value))
+        rows.append(("neuron", layer, neuron, neuron_label(layer, neuron), value))
     rows += [("neuron", k, -1, f"L{k} other neurons", v) for k, v in enumerate(others.tolist())]
     for name, label in (("attention_bias", "attention bias"), ("mlp_bias", "MLP bias")):
         values = getattr(parts, name)

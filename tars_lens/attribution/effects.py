@@ -17,7 +17,7 @@ from tars_lens.concept.first_tokens import first_token_probability
 from tars_lens.concept.probability import answer_probabilities
 from tars_lens.evaluation.probes import base_frame
 from tars_lens.model.lens import Lens
-from tars_lens.model.weights import Edits, Place, Rows, written
+from tars_lens.model.weights import Edits, Place, Rows, neuron_label, written
 from tars_lens.patch.patch import Patch
 
 _KINDS = ("forward", "reverse", "neighbour")
@@ -111,7 +111,7 @@ class _Unit(NamedTuple):
 
     @property
     def label(self) -> str:
-        return f"L{self.layer}N{self.neuron}"
+        return neuron_label(self.layer, self.neuron)
 
 
 def _units(every: Iterable[_Row]) -> list[_Unit]:

@@ -22,6 +22,7 @@ from tars_lens.common.errors import TarsError
 from tars_lens.common.surroundings import undisturbed
 from tars_lens.method.ranking import null_distribution
 from tars_lens.model.lens import Lens
+from tars_lens.model.weights import neuron_label
 from tars_lens.patch import stack
 from tars_lens.patch.patch import Patch
 
@@ -71,7 +72,7 @@ class NeuronCard:
     @property
     def label(self) -> str:
         """The neuron's name, as in `L23N1038`."""
-        return f"L{self.layer}N{self.neuron}"
+        return neuron_label(self.layer, self.neuron)
 
     def to_frame(self, part: Part = "tokens") -> pd.DataFrame:
         """One of the card's tables."""
@@ -173,7 +174,7 @@ def check_neuron(lens: Lens, layer: int, neuron: int) -> None:
         TarsError: It says what the model has.
     """
     if not (0 <= layer < lens.n_layers and 0 <= neuron < lens.d_mlp):
-        raise _no_neuron(lens, f"L{layer}N{neuron}")
+        raise _no_neuron(lens, neuron_label(layer, neuron))
 
 
 def _no_neuron(lens: Lens, given: str) -> TarsError:

@@ -11,11 +11,9 @@ from tars_lens.attribution.flow import propagation
 from tars_lens.common.errors import TarsError
 from tars_lens.common.surroundings import undisturbed
 from tars_lens.concept.card import Concept
-from tars_lens.concept.forms import first_tokens
 from tars_lens.evaluation.subject import patched
 from tars_lens.model.lens import Lens
-from tars_lens.model.weights import Edits, Rows
-from tars_lens.patch import stack
+from tars_lens.model.weights import Edits, Place, Rows, neuron_label
 from tars_lens.patch.patch import Patch
 
 
@@ -30,17 +28,20 @@ class Workbench:
         force: Take patches of another base.
 
     Raises:
-        TarsError: No patch, one twice, one for another base, or one without a card.
+        TarsError: No patch, one for another base, or one without a card.
     """
 
     def __init__(self, lens: Lens, patches: Sequence[Patch], *, force: bool = False) -> None:
-        Chat(lens, patches, force=force)  # checks them
-        self.lens, self.patches = lens, tuple(patches)
+        self.lens, self._edits = lens, patched(lens, patches, force=force).edits
         cards = [_card(patch) for patch in patches]
         self.concepts = tuple({card.name: card for card in cards}.values())
-        self._edits = patched(lens, patches, force=force).edits
-        self._vectors = neurons_table(lens, cards, patches)
-        self._parts = parts_table(cards, patches)
+        self._vectors, self._parts = (
+            neurons_table(lens, cards, patches),
+            parts_table(cards, patches),
+        )
+        for table in (self._vectors, self._parts):
+            table["label"] = list(map(neuron_label, table["layer"], table["neuron"]))
+        self._whole = self._patch(self._edits)
 
     @property
     def neurons(self) -> pd.DataFrame:
@@ -50,11 +51,9 @@ class Workbench:
             Columns neuron (as in `L29N506`), layer, concept, kind and vectors (how many of its
             rows are replaced).
         """
-        by = ["layer", "neuron", "concept", "kind"]
+        by = ["label", "layer", "concept", "kind"]
         found = self._vectors.groupby(by, sort=False).size().rename("vectors").reset_index()
-        labels = [f"L{la}N{n}" for la, n in zip(found["layer"], found["neuron"], strict=True)]
-        found.insert(0, "name", labels)
-        return found.drop(columns="neuron").rename(columns={"name": "neuron"})
+        return found.rename(columns={"label": "neuron"})
 
     def prompts(self, count: int = 6) -> list[str]:
         """Prompts of the cards' reported probes, to begin with."""
@@ -74,12 +73,12 @@ class Workbench:
             TarsError: No edited neuron is called that.
         """
         self._known([name])
-        own = self._vectors[self._labels(self._vectors) == name]
-        parts = self._parts[self._labels(self._parts) == name] if len(self._parts) else self._parts
+        own, parts = (table[table["label"] == name] for table in (self._vectors, self._parts))
+        places = ["label", "layer", "neuron"]
         return {
             "neuron": name,
-            "vectors": own.drop(columns=["layer", "neuron"]).to_dict("records"),
-            "parts": parts.drop(columns=["layer", "neuron"]).to_dict("records"),
+            "vectors": own.drop(columns=places).to_dict("records"),
+            "parts": parts.drop(columns=places).to_dict("records"),
         }
 
     @undisturbed
@@ -99,9 +98,8 @@ class Workbench:
             TarsError: An empty or too long prompt, or an unknown neuron.
         """
         left = self._without(off)
-        chat = Chat(self.lens, [left or self.patches[0]], max_tokens=tokens, force=True)
+        chat = Chat(self.lens, [left or self._whole], max_tokens=tokens)
         chat.on = [left is not None]
-        chat.watched = self._watched
         found: dict[str, Any] = {side: {"tokens": [], "next": []} for side in ("base", "edited")}
         for side, token in chat.reply(prompt):
             shown = {"text": token.text, "probability": token.probability}
@@ -136,36 +134,28 @@ class Workbench:
             **{when: table.to_numpy().tolist() for when, table in whens.items()},
         }
 
-    @property
-    def _watched(self) -> list[int]:
-        return sorted({t for card in self.concepts for t in first_tokens(self.lens, card)})
-
     def _without(self, off: Collection[str]) -> Patch | None:
         """The patches as one, less some neurons; `None` where nothing is left."""
+        if not off:
+            return self._whole
         self._known(off)
-        left: Edits = {
-            (layer, role): Rows(rows.neurons[keep], rows.values[keep])
-            for (layer, role), rows in self._edits.items()
-            if (
-                keep := [
-                    i for i, n in enumerate(rows.neurons.tolist()) if f"L{layer}N{n}" not in off
-                ]
-            )
-        }
-        if not left:
-            return None
-        with stack.holding(self.lens, ()):
-            return Patch.build(self.lens, left, concepts=self.concepts)
+        left = {place: _kept(place, rows, off) for place, rows in self._edits.items()}
+        return self._patch(left) if any(len(rows.neurons) for rows in left.values()) else None
+
+    def _patch(self, edits: Edits) -> Patch:
+        return Patch.build(self.lens, edits, concepts=self.concepts)
 
     def _known(self, names: Collection[str]) -> None:
-        there = set(self._labels(self._vectors))
+        there = set(self._vectors["label"])
         strange = next((name for name in names if name not in there), None)
         if strange is not None:
             raise TarsError(f"no edited neuron {strange!r}: there are {', '.join(sorted(there))}.")
 
-    @staticmethod
-    def _labels(frame: pd.DataFrame) -> pd.Series:
-        return "L" + frame["layer"].astype(str) + "N" + frame["neuron"].astype(str)
+
+def _kept(place: Place, rows: Rows, off: Collection[str]) -> Rows:
+    """Those rows of a place whose neurons are not switched off."""
+    keep = [i for i, n in enumerate(rows.neurons.tolist()) if neuron_label(place[0], n) not in off]
+    return Rows(rows.neurons[keep], rows.values[keep])
 
 
 def _card(patch: Patch) -> Concept:

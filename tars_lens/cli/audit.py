@@ -24,8 +24,10 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Find neurons that were planted in a checkpoint, name what they silence, and silence them."""
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise TarsError(f"{str(out)!r} exists and is not empty: choose another folder.")
+    if out is not None:
+        from tars_lens.model.folders import check_free
+
+        check_free(out)
     with progress(quiet) as advance:
         advance(f"loading {checkpoint}", 0, 1)
         from tars_lens.evaluation.audit import audit as run

@@ -34,6 +34,7 @@ def certify(
 ) -> None:
     """Show where patches change no bit of plain text, and bound what they do to the rest."""
     at_least("--kl-tokens", kl_tokens, 1)
+    from tars_lens.concept.card import Concept
     from tars_lens.patch.patch import Patch
 
     made = [Patch.load(file) for file in patches]
@@ -47,8 +48,8 @@ def certify(
         lens = load(model, dtype=dtype, advance=advance)
         windows = cut(lens, load_corpus(corpus, advance=advance), reported_tokens=kl_tokens)
         found = run(lens, made, windows, force=force, advance=advance)
-    forms = [form for patch in made for card in patch.concepts for form in _forms(card)]
-    figures = found.figures(forms)
+    cards = [Concept.from_dict(card, where=p.label) for p in made for card in p.concepts]
+    figures = found.figures([form for card in cards for form in card.mentions])
     if not quiet:
         from tars_lens.report.summary import print_certificate
 
@@ -56,13 +57,6 @@ def certify(
         print_certificate(figures, spoken, console())
     if out is not None:
         tell_written(None if quiet else out, _written(out, lens, found, figures))
-
-
-def _forms(card: Any) -> list[str]:
-    from tars_lens.concept.card import Concept
-
-    concept = Concept.from_dict(card)
-    return [*concept.names, *concept.surface_forms]
 
 
 def _written(out: Path, lens: Any, found: Any, figures: dict[str, Any]) -> list[str]:

@@ -1,5 +1,7 @@
 """`tars-lens evaluate`: the whole battery on patches, or on any pair of checkpoints."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,9 +61,10 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Examine an edited model: is the concept gone or hidden, what else went, what comes back."""
-    _check(patches, edited, fail_under)
+    _check(patches, edited, fail_under, questions)
+    loaded = partial(_loaded, model, edited, patches or [], force)
     if questions:
-        _examine(questions, (model, edited, patches or [], force), out, resume, quiet, fail_under)
+        _examine(questions, loaded, out, resume=resume, quiet=quiet)
         return
     from tars_lens.common.files import results_folder
     from tars_lens.evaluation.suites import suite_called
@@ -78,7 +81,7 @@ def evaluate(
             from tars_lens.text.corpus import load_corpus
 
             asked = _asked(patches or [], concept)
-            lens, subject = _loaded(model, edited, patches or [], force, advance)
+            lens, subject = loaded(advance)
             text = load_corpus(corpus, advance=advance)
             named = with_cards(lens, asked, text, out, advance=advance)
             found = run(lens, subject, named.cards, corpus=text, advance=advance, **examined)
@@ -93,26 +96,18 @@ def evaluate(
 
 
 def _examine(
-    files: list[Path],
-    loaded: tuple[str, str | None, list[Path], bool],
-    out: Path,
-    resume: bool,
-    quiet: bool,
-    fail_under: float | None,
+    files: list[Path], loaded: Callable[..., Any], out: Path, *, resume: bool, quiet: bool
 ) -> None:
     """Puts the files' questions to both models."""
-    if fail_under is not None:
-        raise TarsError("an exam has no verdict: leave --fail-under out.")
     from tars_lens.common.files import results_folder
     from tars_lens.evaluation.exam_file import load_exam
 
     asked = [question for file in files for question in load_exam(file)]
     with resumable(out), results_folder(out):
         with progress(quiet) as advance:
-            advance(f"loading {loaded[0]}", 0, 1)
             from tars_lens.evaluation.exam import examine
 
-            lens, subject = _loaded(*loaded, advance)
+            lens, subject = loaded(advance)
             found = examine(lens, subject, asked, keep=out / PARTS, resume=resume, advance=advance)
         written = found.save(out)
     if not quiet:
@@ -122,7 +117,14 @@ def _examine(
         tell_written(out, written)
 
 
-def _check(patches: list[Path] | None, edited: str | None, fail_under: float | None) -> None:
+def _check(
+    patches: list[Path] | None,
+    edited: str | None,
+    fail_under: float | None,
+    questions: list[Path] | None,
+) -> None:
+    if questions and fail_under is not None:
+        raise TarsError("an exam has no verdict: leave --fail-under out.")
     if bool(patches) == (edited is not None):
         raise TarsError(
             "give patch files, or a checkpoint to compare with its base (--edited FOLDER): one of "

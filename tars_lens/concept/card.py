@@ -89,6 +89,11 @@ class Concept:
         """The answer and its aliases."""
         return (self.answer, *self.aliases)
 
+    @property
+    def mentions(self) -> tuple[str, ...]:
+        """Every way in which a text may name the concept: its names and its surface forms."""
+        return (*self.names, *self.surface_forms)
+
     @classmethod
     def load(cls, source: str | Path) -> "Concept":
         """Loads a built-in card by name, or any card by path.

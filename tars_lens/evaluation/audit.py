@@ -15,11 +15,12 @@ from torch import Tensor
 
 from tars_lens.common.cache import Advance, silent
 from tars_lens.common.surroundings import undisturbed
-from tars_lens.evaluation.subject import check_alike
+from tars_lens.evaluation.subject import check_alike, differing_rows
 from tars_lens.method.describing import top_tokens
 from tars_lens.model.lens import Lens
-from tars_lens.model.weights import Edits, Place, Rows
+from tars_lens.model.weights import Edits, Rows, neuron_label
 from tars_lens.patch.patch import Patch
+from tars_lens.patch.verification import holding_tensors
 
 LEAST_IMBALANCE = 4.0
 """Of `log(|gate| / |in|)` above its layer's median: a factor of 55. The largest of the unedited
@@ -123,7 +124,7 @@ def _suspicious(lens: Lens, layer: int) -> list[dict[str, Any]]:
     }
     return [
         {
-            "neuron": f"L{layer}N{index}",
+            "neuron": neuron_label(layer, index),
             "layer": layer,
             "index": index,
             "why": ", ".join(why for why, flags in reasons.items() if flags[index]),
@@ -168,37 +169,18 @@ def _in_stream(lens: Lens, layer: int, index: int) -> tuple[Tensor, Tensor]:
 def _compared(lens: Lens, base: Lens, found: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     check_alike(base, lens)
     suspicious, records = set(found["neuron"]), []
-    for layer in range(lens.n_layers):
-        for role in lens.roles:
-            place: Place = (layer, role)
-            old, new = base.vectors(*place), lens.vectors(*place)
-            for index in (old != new).any(dim=1).nonzero()[:, 0].tolist():
-                pair = (old[index].float(), new[index].float())
-                name = f"L{layer}N{index}"
-                records.append(
-                    {
-                        "neuron": name,
-                        "layer": layer,
-                        "index": index,
-                        "role": role,
-                        "cosine": float(torch.cosine_similarity(*pair, dim=0)),
-                        "suspicious": name in suspicious,
-                    }
-                )
+    for (layer, role), rows in differing_rows(base, lens).items():
+        old = base.vectors(layer, role)[rows.neurons].float()
+        cosines = torch.cosine_similarity(old, rows.values.float(), dim=1)
+        for index, cosine in zip(rows.neurons.tolist(), cosines.tolist(), strict=True):
+            label = neuron_label(layer, index)
+            records.append((label, layer, index, role, cosine, label in suspicious))
     columns = ["neuron", "layer", "index", "role", "cosine", "suspicious"]
-    return pd.DataFrame(records, columns=columns), _others(lens, base)
-
-
-def _others(lens: Lens, base: Lens) -> tuple[str, ...]:
-    """Tensors outside the MLPs' vectors that differ."""
-    vectors = {
-        lens.vectors(layer, role).untyped_storage().data_ptr()
-        for layer in range(lens.n_layers)
-        for role in lens.roles
-    }
-    mlp = {name for name, tensor in lens.state() if tensor.untyped_storage().data_ptr() in vectors}
-    theirs, ours = base.hashes(), lens.hashes()
-    return tuple(sorted(n for n in ours if n not in mlp and ours[n] != theirs.get(n)))
+    places = {(layer, role) for layer in range(lens.n_layers) for role in lens.roles}
+    mlp = holding_tensors(lens, places)
+    theirs, ours = base.hashes(without=mlp), lens.hashes(without=mlp)
+    others = sorted(name for name in ours if ours[name] != theirs.get(name))
+    return pd.DataFrame(records, columns=columns), tuple(others)
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ class Base:
     @property
     def forms(self) -> tuple[str, ...]:
         """How the concepts are named, to tell the text that names them from the rest."""
-        return tuple(f for c in self.concepts for f in (*c.names, *c.surface_forms))
+        return tuple(f for c in self.concepts for f in c.mentions)
 
     def once(self, key: str, compute: Callable[[], Found]) -> Found:
         """A figure of the base, computed the first time it is asked for.

@@ -111,7 +111,7 @@ def erase(
     say("verifying", 0, 1)
     verified = verify(lens, made)
     say("verifying", 1, 1)
-    forms = [f for c in concepts for f in (*c.names, *c.surface_forms)]
+    forms = [f for c in concepts for f in c.mentions]
     kl, probes = divergence.figures(forms) if divergence else None, list(map(probe_figures, afters))
     patches = tuple(
         patch.with_figures({"removed": [p.label for p in made], "probes": figures, "kl": kl})

@@ -25,7 +25,7 @@ def near_windows(
     Returns:
         At most `count` windows, one a document; `None` where the corpus has none.
     """
-    forms = [f for c in concepts for f in (*c.names, *c.surface_forms)]
+    forms = [f for c in concepts for f in c.mentions]
     names = sorted({name for concept in concepts for name in neighbour_names(concept)})
     found: list[list[int]] = []
     for document in corpus.documents:

@@ -21,7 +21,7 @@ from tars_lens.evaluation.kl import Divergence, five, paired_kl, rows_at_once
 from tars_lens.evaluation.subject import patched
 from tars_lens.model.lens import Lens, Point
 from tars_lens.model.lens_parts import HeldNorm, held_final_norm, held_post_norm
-from tars_lens.model.weights import Edits, Rows, written
+from tars_lens.model.weights import Edits, Rows, neuron_label, written
 from tars_lens.patch.patch import Patch
 from tars_lens.text.windows import Windows
 
@@ -113,7 +113,7 @@ class Certificate:
                 {
                     "window": window,
                     "position": position,
-                    "neuron": f"L{lens.n_layers - 1}N{neuron}",
+                    "neuron": neuron_label(lens.n_layers - 1, neuron),
                     "kl": float(last.kl[at]),
                     "bound": float(last.bound[at]),
                     "says_base": lens.string(int(last.before[at])),

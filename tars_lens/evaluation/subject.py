@@ -95,7 +95,7 @@ def checkpoint(base: Lens, edited: Lens) -> Subject:
         TarsError: It has another shape or another tokenizer, so that nothing can be compared.
     """
     check_alike(base, edited)
-    edits = _difference(base, edited)
+    edits = differing_rows(base, edited, MOST_ROWS)
     return Subject("edited", lambda _: nullcontext(edited), edits, weights_digest(edited))
 
 
@@ -126,8 +126,14 @@ def weights_digest(lens: Lens) -> str:
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
-def _difference(base: Lens, edited: Lens) -> Edits:
-    """The MLP rows that differ, or nothing where they are too many to be an edit by neuron."""
+def differing_rows(base: Lens, edited: Lens, most: int | None = None) -> Edits:
+    """The MLP rows in which two models differ, as the edited one has them.
+
+    Args:
+        base: One.
+        edited: The other.
+        most: Nothing is given where more rows differ.
+    """
     found: dict[Place, Rows] = {}
     count = 0
     for layer in range(base.n_layers):
@@ -135,7 +141,7 @@ def _difference(base: Lens, edited: Lens) -> Edits:
             old, new = base.vectors(layer, role), edited.vectors(layer, role)
             index = (old != new).any(dim=1).nonzero()[:, 0]
             count += len(index)
-            if count > MOST_ROWS:
+            if most is not None and count > most:
                 return {}
             if len(index):
                 found[layer, role] = Rows(index, new[index].clone())

@@ -81,7 +81,7 @@ def near_names(
     """Names of the concept's kind: the card's first, then the nearest words of the vocabulary."""
     listed = [concept.substitute, *(probe.answer for probe in concept.contrast)]
     words = [word for word in (lens.string(t).strip() for t in nearest) if lens.pieces(word)]
-    own = {name.casefold() for name in (*concept.names, *concept.surface_forms)}
+    own = {name.casefold() for name in concept.mentions}
     found = dict.fromkeys(name.strip() for name in [*listed, *words] if name.strip())
     return tuple(name for name in found if name.casefold() not in own)[:count]
 

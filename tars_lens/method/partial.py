@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tars_lens.method.direction import ConceptDirection
-from tars_lens.method.neuron import neuron_rows, past_post_norm
+from tars_lens.method.neuron import neuron_rows, past_post_norm, quiet_at_start
 from tars_lens.method.settings import Settings
 from tars_lens.method.suppression import (
     Shown,
@@ -84,6 +84,7 @@ def partial_neuron(
         strength, _ = write_strength(lens, layer, direction, row, plain, scale, settings, wanted)
         write = -strength / (activation * float(kept.scale[host])) * row
     read = reader.row(threshold, activation / span)
+    read = quiet_at_start(lens, plain, layer, read, settings)
     rows = neuron_rows(lens, layer, host, read=read, constant=reader.constant, write=write)
     reads: Role = "gate" if lens.gated else "in"
     roles: tuple[Role, ...] = (reads, "out") if count > 1 else (reads,)

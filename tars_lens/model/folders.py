@@ -103,6 +103,16 @@ def weight_names(folder: Path) -> list[str]:
     raise TarsError(f"{str(index)!r} has no 'weight_map' from tensors to files: download it again.")
 
 
+def check_free(out: Path) -> None:
+    """Refuses to write a folder where something is.
+
+    Raises:
+        TarsError: It exists and is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise TarsError(f"{str(out)!r} exists and is not empty: choose another folder.")
+
+
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `out`, and renames it to `out` if the block succeeds.
@@ -110,8 +120,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     What a killed process left of an earlier try at the same folder is cleared away first.
     """
     out = out.absolute()  # a name that ends in a dot has no folder above it
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise TarsError(f"{str(out)!r} exists and is not empty: choose another folder.")
+    check_free(out)
     folder = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -58,6 +58,7 @@ class Parts:
 
     Attributes:
         logit: The model's own, before a soft cap.
+        mean_logit: The mean of all the model's own logits, likewise.
         embedding: Of the token and, where the model has one, its position.
         attention: What each layer's attention writes, its bias among it.
         heads: The same by head.
@@ -70,6 +71,7 @@ class Parts:
     """
 
     logit: Float64[Tensor, " batch"]
+    mean_logit: Float64[Tensor, " batch"]
     embedding: Float64[Tensor, " batch"]
     attention: Float64[Tensor, "layers batch"]
     heads: Float64[Tensor, "layers batch heads"]
@@ -119,6 +121,7 @@ def logit_parts(
     sites: tuple[Site, ...] = ("attn_z", "attn_out", "mlp_post", "mlp_out")
     points = [Point(site, layer) for layer in layers for site in sites]
     seen = lens.capture(batch.ids, [start, *points, end], positions=batch.last)
+    logits = _uncapped(lens, seen[end])
     norm = held_final_norm(lens, seen[end])._replace(gain=reader.gain)
     direction = norm.pulled_back(reader.rows)
     heads, attention_bias = zip(
@@ -130,7 +133,8 @@ def logit_parts(
         strict=True,
     )
     return Parts(
-        logit=_logit(lens, seen[end], tokens),
+        logit=logits[torch.arange(len(logits), device=logits.device), list(tokens)],
+        mean_logit=logits.mean(dim=1),
         embedding=_dot(seen[start], direction),
         attention=torch.stack([_dot(seen[Point("attn_out", k)], direction) for k in layers]),
         heads=torch.stack(heads),
@@ -185,13 +189,12 @@ def _dot(
     return (values.double() * direction).sum(dim=-1)
 
 
-def _logit(
-    lens: Lens, residual: Float[Tensor, "batch d_model"], tokens: Sequence[int]
-) -> Float64[Tensor, " batch"]:
-    logits = lens.read_out(residual)
-    own = logits[torch.arange(len(logits), device=logits.device), list(tokens)].double()
-    cap = lens.logit_cap
-    return own if cap is None else cap * torch.atanh(own / cap)
+def _uncapped(
+    lens: Lens, residual: Float[Tensor, "batch d_model"]
+) -> Float64[Tensor, "batch d_vocab"]:
+    """The model's own logits, before a soft cap."""
+    logits, cap = lens.read_out(residual).double(), lens.logit_cap
+    return logits if cap is None else cap * torch.atanh(logits / cap)
 
 
 def _stacked(

@@ -31,6 +31,11 @@ Edits = Mapping[Place, Rows]
 """Rows by the matrix they stand in."""
 
 
+def neuron_label(layer: int, neuron: int) -> str:
+    """What tables and messages call a neuron, as in `L29N506`."""
+    return f"L{layer}N{neuron}"
+
+
 def read_rows(lens: Lens, place: Place, neurons: Int[Tensor, " rows"]) -> Rows:
     """A copy of some rows as they are now."""
     return Rows(neurons, lens.vectors(*place)[neurons].clone())

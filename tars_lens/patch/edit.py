@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from tars_lens.common.errors import TarsError, reason
-from tars_lens.model.weights import Edits, Place, Rows
+from tars_lens.model.weights import Edits, Place, Rows, neuron_label
 
 Kind = TypeVar("Kind", bound="Edit")
 
@@ -152,7 +152,7 @@ def _frame(place: Place, rows: PatchRows) -> pd.DataFrame:
             "layer": layer,
             "role": role,
             "neuron": rows.neurons.numpy(),
-            "label": [f"L{layer}N{neuron}" for neuron in rows.neurons.tolist()],
+            "label": [neuron_label(layer, neuron) for neuron in rows.neurons.tolist()],
             "cosine": rows.cosine.numpy(),
             "old_norm": rows.old.double().norm(dim=1).numpy(),
             "new_norm": rows.new.double().norm(dim=1).numpy(),

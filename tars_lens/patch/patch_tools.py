@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from tars_lens.common.errors import TarsError
-from tars_lens.model.weights import Place
+from tars_lens.model.weights import Place, neuron_label
 from tars_lens.patch.edit import PatchRows, angles_degrees, package_versions
 from tars_lens.patch.patch import Patch
 
@@ -54,7 +54,7 @@ def diff(a: Patch, b: Patch) -> pd.DataFrame:
         ours, theirs = _index(a, place), _index(b, place)
         for neuron in sorted(ours.keys() | theirs.keys()):
             status, angle = _compare(a, b, place, ours.get(neuron), theirs.get(neuron))
-            label = f"L{place[0]}N{neuron}"
+            label = neuron_label(place[0], neuron)
             lines.append((*place, neuron, label, status, angle))
     columns = ["layer", "role", "neuron", "label", "status", "angle_degrees"]
     return pd.DataFrame(lines, columns=columns)

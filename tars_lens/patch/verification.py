@@ -72,7 +72,7 @@ def verify(lens: Lens, patches: Patch | Sequence[Patch], *, force: bool = False)
     places = {place for patch in chosen for place in patch.edits}
     with stack.holding(lens, ()):
         before = lens.hashes()
-        touched = _touched(lens, places)
+        touched = holding_tensors(lens, places)
         with stack.holding(lens, chosen):
             during = lens.hashes(without=touched)
         others = all(before[name] == digest for name, digest in during.items())
@@ -125,7 +125,7 @@ def final_rows(patches: Iterable[Patch], place: Place) -> dict[int, Tensor]:
     return final
 
 
-def _touched(lens: Lens, places: set[Place]) -> dict[str, Tensor]:
+def holding_tensors(lens: Lens, places: set[Place]) -> dict[str, Tensor]:
     """The tensors of the model that hold the rows of any of the places."""
     return {
         name: tensor

@@ -113,7 +113,8 @@ def test_the_listed_neurons_are_the_largest_and_the_rest_is_summed(lens):
 def test_parts_that_miss_the_logit_are_refused(lens, monkeypatch):
     lens.model.cfg.output_logits_soft_cap = 0.5  # which the model itself doesn't apply
     monkeypatch.setattr(
-        "tars_lens.model.logit_parts._logit", lambda lens, residual, tokens: residual[:, 0].double()
+        "tars_lens.model.logit_parts._uncapped",
+        lambda lens, residual: residual[:, :1].double().expand(-1, lens.d_vocab),
     )
     with pytest.raises(TarsError, match="parts of tiny-llama miss its logit"):
         direct_attribution(lens, TEXTS, TOKENS)

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import os
-import pickle  # noqa: TID251
+import pickle  # noqa: TID251 - what processes send each other; nothing is read from a file
 import signal
 import subprocess
 import sys

@@ -121,6 +121,6 @@ def _makers(
         ("interference", lambda: {"interference": interference_table(lens, known, patches)}),
     ]
     if divergence is not None:
-        forms = [form for c in concepts for form in (*c.names, *c.surface_forms)]
+        forms = [form for c in concepts for form in c.mentions]
         makers.append(("KL", lambda: {"kl_histogram": divergence.histogram(forms)}))
     return makers

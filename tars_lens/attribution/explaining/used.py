@@ -69,7 +69,8 @@ def parts_table(concepts: Sequence[Concept], patches: Sequence[Patch]) -> pd.Dat
         for part in _parts(patch)
         if part["kind"] in _KINDS
     ]
-    return pd.DataFrame(rows)
+    columns = ["concept", "kind", "layer", "neuron", "unit", *_HEARD, "why"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _parts(patch: Patch) -> list[dict[str, Any]]:

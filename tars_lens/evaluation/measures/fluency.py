@@ -81,7 +81,7 @@ def entropy(text: str) -> float:
 
 def instead(concept: Concept, text: str, plausible: float) -> str:
     """What a continuation says: the concept, a neighbour, a refusal, gibberish, or else."""
-    if forms_in(text, (*concept.names, *concept.surface_forms)):
+    if forms_in(text, concept.mentions):
         return "the concept"
     if plausible < _GIBBERISH:
         return "gibberish"

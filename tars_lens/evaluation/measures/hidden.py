@@ -40,7 +40,6 @@ class Standing:
         tokens: Of each, the likeliest first token of the concept's forms.
         reader: What reads that token's logit, less the mean of all logits.
         parts: What each part adds to it.
-        logit: The whole of it.
     """
 
     texts: Sequence[str]
@@ -48,7 +47,6 @@ class Standing:
     tokens: Sequence[int]
     reader: Reader
     parts: Parts
-    logit: Float64[Tensor, " batch"]
 
 
 def hidden(context: Context) -> Result:
@@ -111,7 +109,7 @@ def fallen(lens: Lens, base: Standing, concept: str) -> pd.DataFrame:
     """
     now = logit_parts(lens, base.batch, base.tokens, base.reader)
     level = base.parts.inverse_scale / now.inverse_scale
-    lost, added, returned, after = (torch.zeros_like(base.logit) for _ in range(4))
+    lost, added, returned, after = (torch.zeros_like(now.logit) for _ in range(4))
     for old, new in zip(_single(base.parts), _single(now), strict=True):
         held = new * level[:, None]
         speaks_less, against = old.relu() - held.relu(), (-held).relu() - (-old).relu()
@@ -119,14 +117,14 @@ def fallen(lens: Lens, base: Standing, concept: str) -> pd.DataFrame:
         added += against.relu().sum(dim=1)
         returned += (-speaks_less).relu().sum(dim=1) + (-against).relu().sum(dim=1)
         after += new.sum(dim=1)
-    read, own = after + now.bias, _centred(lens, base.batch, base.tokens)
+    before, own = (parts.logit - parts.mean_logit for parts in (base.parts, now))
     found = {
-        "fall": base.logit - own,
+        "fall": before - own,
         "lost": lost,
         "added": added,
         "returned": returned,
         "scale": after * (level - 1),
-        "read_out": read - own,
+        "read_out": after + now.bias - own,
     }
     tokens = [lens.string(token) for token in base.tokens]
     return pd.DataFrame(
@@ -159,17 +157,7 @@ def _of_base(context: Context, concept: Concept, texts: list[str]) -> Standing:
     likeliest = lens.next_logits(batch)[:, forms].argmax(dim=1).tolist()
     tokens = [forms[index] for index in likeliest]
     reader = reader_of(lens, tokens, centred=True)
-    parts = logit_parts(lens, batch, tokens, reader)
-    return Standing(texts, batch, tokens, reader, parts, _centred(lens, batch, tokens))
-
-
-@torch.no_grad()
-def _centred(lens: Lens, batch: Batch, tokens: Sequence[int]) -> Float64[Tensor, " batch"]:
-    """The tokens' logits less the mean of all, before a soft cap."""
-    logits = lens.next_logits(batch).double()
-    if lens.logit_cap is not None:
-        logits = lens.logit_cap * torch.atanh(logits / lens.logit_cap)
-    return logits[torch.arange(len(logits)), list(tokens)] - logits.mean(dim=1)
+    return Standing(texts, batch, tokens, reader, logit_parts(lens, batch, tokens, reader))
 
 
 def _single(parts: Parts) -> list[Float64[Tensor, "batch parts"]]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tars_lens.concept.card import Concept, substituted
+from tars_lens.concept.card import substituted
 from tars_lens.concept.probability import answer_probabilities
 from tars_lens.evaluation import intervals
 from tars_lens.evaluation.asking import asked_rows
@@ -136,7 +136,7 @@ def _invented(context: Context, texts: Sequence[str]) -> float | None:
     questions = [q for q in _asked(context) if q.kind == "forward"]
     if not questions:
         return None
-    forms = [f for c in base.concepts for f in _named(c)]
+    forms = [f for c in base.concepts for f in c.mentions]
     renamed = [substituted(text, forms, INVENTED) for text in texts]
     with restored(base.lens):
         fine_tune(base.lens, renamed, context.suite, seed=context.seed)
@@ -144,10 +144,6 @@ def _invented(context: Context, texts: Sequence[str]) -> float | None:
             base.lens, [q.prompt for q in questions], [(INVENTED,)] * len(questions)
         )
     return float(said.probability.mean())
-
-
-def _named(concept: Concept) -> tuple[str, ...]:
-    return (*concept.names, *concept.surface_forms)
 
 
 def _figures(items: pd.DataFrame) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tars_lens.evaluation.context import Context
 from tars_lens.evaluation.measure import Measure, Result
 from tars_lens.method.describing import top_tokens
 from tars_lens.model.unembedding import Unembedding
+from tars_lens.model.weights import neuron_label
 
 TOP = 200
 """Tokens of a vector that are compared."""
@@ -61,7 +62,7 @@ def _best_left(context: Context, tokens: list[int]) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, values in (("all", cosines), ("left", left)):
         layer, neuron = divmod(int(values.argmax()), values.shape[1])
-        found[name] = f"L{layer}N{neuron}"
+        found[name] = neuron_label(layer, neuron)
         found[f"{name}_cosine"] = float(values[layer, neuron])
     return found
 
