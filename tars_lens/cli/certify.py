@@ -56,7 +56,9 @@ def certify(
         spoken = found.spoken(lens, 8).to_dict("records")
         print_certificate(figures, spoken, console())
     if out is not None:
-        tell_written(None if quiet else out, _written(out, lens, found, figures))
+        written = _written(out, lens, found, figures)
+        if not quiet:
+            tell_written(out, written)
 
 
 def _written(out: Path, lens: Any, found: Any, figures: dict[str, Any]) -> list[str]:

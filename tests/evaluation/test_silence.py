@@ -105,6 +105,7 @@ def test_the_command(tmp_path):
     given = (tmp_path / "made.safetensors", "--model", world().model, "--corpus", world().corpus)
     code, out, err = run("certify", *given, "--kl-tokens", 512, "--out", tmp_path / "told", "-q")
     assert (code, err) == (0, "")
+    assert out == ""  # quiet
     said = run("certify", *given, "--kl-tokens", 512)
     assert said.code == 0 and "The bound holds at every position" in said.out
     figures = json.loads((tmp_path / "told" / "certificate.json").read_text())
